@@ -1,0 +1,1 @@
+"""Run, serve, fine-tune and measure code language models of the StarCoder family."""

@@ -1,0 +1,165 @@
+"""The network: one `Transformer` for GPTBigCode (SantaCoder, StarCoder, StarChat) and Starcoder2.
+
+It knows nothing of caches, batches or phases: it calls `attend` once per layer.
+
+Shapes, everywhere in this package:
+    B sequences   T new tokens   S tokens attended to   D hidden   F feed-forward   V vocabulary
+    N query heads   K key/value heads   H head size
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from starcoder.config import ModelConfig
+
+
+class Attend(Protocol):
+    """How one layer's queries meet keys and values, past and present.
+
+    Training passes `causal` or `documents`; the engine passes a cache that stores the new keys and
+    values first. Returns (B, T, N, H).
+    """
+
+    def __call__(self, layer: int, q_BTNH: Tensor, k_BTKH: Tensor, v_BTKH: Tensor) -> Tensor: ...
+
+
+def causal(window: int | None = None) -> Attend:
+    """Plain causal attention over the tokens given; `window` limits how many a query sees."""
+
+    def attend(layer: int, q_BTNH: Tensor, k_BTKH: Tensor, v_BTKH: Tensor) -> Tensor:
+        return causal_attention(q_BTNH, k_BTKH, v_BTKH, window)
+
+    return attend
+
+
+def documents(lengths: Sequence[Sequence[int]], window: int | None = None) -> Attend:
+    """Causal attention inside each document of a packed batch, never across.
+
+    `lengths[row]` are the document lengths of that row, in order; they add up to T.
+    """
+
+    def attend(layer: int, q_BTNH: Tensor, k_BTKH: Tensor, v_BTKH: Tensor) -> Tensor:
+        rows = []
+        for row, row_lengths in enumerate(lengths):
+            split = list(row_lengths)
+            parts = zip(*(x[row : row + 1].split(split, dim=1) for x in (q_BTNH, k_BTKH, v_BTKH)), strict=True)
+            rows.append(torch.cat([causal_attention(q, k, v, window) for q, k, v in parts], dim=1))
+        return torch.cat(rows)
+
+    return attend
+
+
+def causal_attention(q_BTNH: Tensor, k_BTKH: Tensor, v_BTKH: Tensor, window: int | None = None) -> Tensor:
+    """Softmax attention of every position over itself and those before it; (B, T, N, H)."""
+    q, k, v = (x.transpose(1, 2) for x in (q_BTNH, k_BTKH, v_BTKH))
+    T = q.size(2)
+    mask = None
+    if window is not None and window < T:
+        mask = torch.ones(T, T, dtype=torch.bool, device=q.device).tril().triu(1 - window)
+    gqa = q.size(1) != k.size(1)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=gqa)
+    return out.transpose(1, 2)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: ModelConfig, layer: int):
+        super().__init__()
+        self.layer, self.config = layer, config
+        heads = config.num_heads + 2 * config.num_kv_heads
+        self.qkv = nn.Linear(config.hidden_size, heads * config.head_size, bias=config.bias)
+        self.out = nn.Linear(config.hidden_size, config.hidden_size, bias=config.bias)
+
+    def forward(self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor] | None, attend: Attend) -> Tensor:
+        N, K, H = self.config.num_heads, self.config.num_kv_heads, self.config.head_size
+        q, k, v = self.qkv(x_BTD).unflatten(-1, (N + 2 * K, H)).split([N, K, K], dim=2)
+        if rotary is not None:
+            q, k = _rotate(q, *rotary), _rotate(k, *rotary)
+        out: Tensor = self.out(attend(self.layer, q, k, v).flatten(2))
+        return out
+
+
+class FeedForward(nn.Module):
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.approximate = "tanh" if config.gelu_tanh else "none"
+        self.up = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.bias)
+        self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.bias)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        out: Tensor = self.down(F.gelu(self.up(x_BTD), approximate=self.approximate))
+        return out
+
+
+class Block(nn.Module):
+    def __init__(self, config: ModelConfig, layer: int):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
+        self.attention = Attention(config, layer)
+        self.norm2 = nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
+        self.feed_forward = FeedForward(config)
+
+    def forward(self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor] | None, attend: Attend) -> Tensor:
+        x_BTD = x_BTD + self.attention(self.norm1(x_BTD), rotary, attend)
+        out: Tensor = x_BTD + self.feed_forward(self.norm2(x_BTD))
+        return out
+
+
+class Transformer(nn.Module):
+    """Embedding, blocks and last norm; `head` turns the hidden states you need into logits."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.positions = None if config.rope_theta else nn.Embedding(config.max_positions, config.hidden_size)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
+        self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.tie()
+
+    def tie(self) -> None:
+        """Share the embedding with the head where the config says so (again after loading by assignment)."""
+        if self.config.tied_embeddings:
+            self.head.weight = self.embed.weight
+
+    def forward(self, tokens_BT: Tensor, positions_BT: Tensor, attend: Attend) -> Tensor:
+        """Hidden states (B, T, D) after the last norm."""
+        x_BTD: Tensor = self.embed(tokens_BT)
+        rotary = None
+        if self.positions is not None:
+            x_BTD = x_BTD + self.positions(positions_BT)
+        else:
+            rotary = self._rotary(positions_BT, x_BTD.dtype)
+        for block in self.blocks:
+            x_BTD = block(x_BTD, rotary, attend)
+        out: Tensor = self.norm(x_BTD)
+        return out
+
+    def _rotary(self, positions_BT: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Cosines and sines (B, T, 1, H), half-split. Source: Su et al. 2021, arXiv:2104.09864."""
+        assert self.config.rope_theta is not None, "called for rotary models only"
+        H = self.config.head_size
+        exponents = torch.arange(0, H, 2, device=positions_BT.device, dtype=torch.float32) / H
+        frequencies = 1.0 / (self.config.rope_theta**exponents)
+        angles = (positions_BT[..., None].float() * frequencies).repeat(1, 1, 2)[:, :, None]
+        return angles.cos().to(dtype), angles.sin().to(dtype)
+
+    @torch.no_grad()
+    def initialize(self, generator: torch.Generator, std: float = 0.02) -> None:
+        """Random weights: normal, residual outputs scaled by 1/sqrt(2 L). Source: GPT-2, Radford et al. 2019."""
+        residual = std / (2 * self.config.num_layers) ** 0.5
+        for name, parameter in self.named_parameters():
+            if parameter.dim() > 1:
+                scale = residual if name.endswith(("attention.out.weight", "down.weight")) else std
+                parameter.normal_(0.0, scale, generator=generator)
+            else:
+                parameter.fill_(1.0 if name.endswith("weight") else 0.0)
+
+
+def _rotate(x_BTNH: Tensor, cos_BT1H: Tensor, sin_BT1H: Tensor) -> Tensor:
+    left, right = x_BTNH.chunk(2, dim=-1)
+    return x_BTNH * cos_BT1H + torch.cat([-right, left], dim=-1) * sin_BT1H

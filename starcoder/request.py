@@ -1,0 +1,162 @@
+"""The vocabulary of asking: what a caller wants and what comes back, in process or over HTTP.
+
+Every wire dialect is a codec of these values; they hold no tensors and import no torch.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
+
+from starcoder.errors import RequestError
+
+Layout = Literal["auto", "psm", "spm"]
+FinishReason = Literal["eos", "stop", "length", "deadline", "abort"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SamplingParams:
+    """How tokens are chosen and when they end. Validated when made: `RequestError` names the field."""
+
+    max_tokens: int = 64
+    temperature: float = 0.0  # 0 is greedy
+    top_p: float = 1.0
+    top_k: int = 0  # 0 is off
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    stop: tuple[str, ...] = ()  # trimmed from the text; fire at any byte
+    stop_ids: tuple[int, ...] = ()  # in addition to the family's own end tokens
+    ignore_eos: bool = False  # also ignores the family's end tokens, not `stop` or `stop_ids`
+    seed: int | None = None
+    n: int = 1
+    logprobs: int | None = None  # None: off; k: the chosen token's and the k best
+    deadline_ms: float | None = None  # counted from when the engine took the request
+
+    def __post_init__(self) -> None:
+        def need(holds: bool, field: str, expected: str) -> None:
+            if not holds:
+                raise RequestError(f"{field} is {getattr(self, field)!r}; expected {expected}")
+
+        need(self.max_tokens >= 1, "max_tokens", "at least 1")
+        need(self.temperature >= 0, "temperature", "0 (greedy) or more")
+        need(0 < self.top_p <= 1, "top_p", "above 0 and at most 1")
+        need(self.top_k >= 0, "top_k", "0 (off) or more")
+        need(self.repetition_penalty > 0, "repetition_penalty", "above 0")
+        need(-2 <= self.frequency_penalty <= 2, "frequency_penalty", "between -2 and 2")
+        need(-2 <= self.presence_penalty <= 2, "presence_penalty", "between -2 and 2")
+        need(all(self.stop), "stop", "no empty string")
+        need(self.seed is None or 0 <= self.seed < 2**63, "seed", "between 0 and 2**63 - 1")
+        need(1 <= self.n <= 1024, "n", "between 1 and 1024")
+        need(self.logprobs is None or 0 <= self.logprobs <= 100, "logprobs", "between 0 and 100")
+        need(self.deadline_ms is None or self.deadline_ms > 0, "deadline_ms", "above 0")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ContextFile:
+    """Another file shown to the model before the one being completed."""
+
+    path: str
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CompletionRequest:
+    """Complete `prefix`, or infill between `prefix` and `suffix`."""
+
+    prefix: str = ""
+    suffix: str | None = None  # None: left to right; "" and more: infill
+    path: str | None = None
+    repo: str | None = None
+    extras: tuple[ContextFile, ...] = ()
+    tokens: tuple[int, ...] | None = None  # a prompt already encoded, used as it is instead of all above
+    layout: Layout = "auto"
+    sampling: SamplingParams = SamplingParams()
+    session: str | None = None  # newest request of a session wins
+    priority: int = 0  # higher runs first
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """Natural-log probability of a token, before temperature and penalties."""
+
+    token: int
+    text: str
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()  # (token, logprob) of the best, most probable first
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Usage:
+    """What a finished sample cost."""
+
+    prompt_tokens: int
+    cached_tokens: int  # of the prompt, taken from the prefix cache
+    queue_ms: float
+    prefill_ms: float  # from leaving the queue to the first token
+    decode_ms: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Chunk:
+    """New text of one sample. The last chunk of a sample has `finish_reason` and `usage`."""
+
+    request_id: str
+    index: int = 0  # which of the request's n samples
+    text: str = ""
+    tokens: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    finish_reason: FinishReason | None = None
+    stop: str | int | None = None  # the stop string or stop id that ended it
+    usage: Usage | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Completion:
+    """One whole sample."""
+
+    text: str
+    tokens: tuple[int, ...]
+    finish_reason: FinishReason
+    usage: Usage
+    index: int = 0
+    logprobs: tuple[TokenLogprob, ...] = ()
+    stop: str | int | None = None
+
+
+class Generator(Protocol):
+    """Whatever turns requests into chunks: the engine in process, or a client of a server."""
+
+    def generate(self, requests: Sequence[CompletionRequest]) -> Iterator[Chunk]: ...
+
+
+def collect(chunks: Iterable[Chunk]) -> dict[str, list[Completion]]:
+    """Whole samples per request id, in order of index; the inverse of streaming."""
+    open_: dict[tuple[str, int], Chunk] = {}
+    done: dict[str, list[Completion]] = {}
+    for chunk in chunks:
+        key = chunk.request_id, chunk.index
+        before = open_.get(key)
+        if before is not None:
+            chunk = replace(
+                chunk,
+                text=before.text + chunk.text,
+                tokens=before.tokens + chunk.tokens,
+                logprobs=before.logprobs + chunk.logprobs,
+            )
+        open_[key] = chunk
+        if chunk.finish_reason is not None:
+            assert chunk.usage is not None, "a last chunk carries its usage"
+            done.setdefault(chunk.request_id, []).append(
+                Completion(
+                    text=chunk.text,
+                    tokens=chunk.tokens,
+                    finish_reason=chunk.finish_reason,
+                    usage=chunk.usage,
+                    index=chunk.index,
+                    logprobs=chunk.logprobs,
+                    stop=chunk.stop,
+                )
+            )
+    for samples in done.values():
+        samples.sort(key=lambda sample: sample.index)
+    return done
