@@ -1,0 +1,11 @@
+"""Hugging Face folder or hub id <-> `Transformer`: the only place that knows their names.
+
+No code of a checkpoint ever runs and nothing is unpickled but tensors: weights are safetensors, or `.bin`
+files through `torch.load(weights_only=True)`; besides them only `config.json` and the index are read.
+"""
+
+from starcoder.checkpoint.hub import BUNDLED, resolve
+from starcoder.checkpoint.reading import load, read_config
+from starcoder.checkpoint.writing import save
+
+__all__ = ["BUNDLED", "load", "read_config", "resolve", "save"]

@@ -1,0 +1,88 @@
+"""Where a checkpoint is: the bundled model, a local folder, or a download from the hub."""
+
+import re
+from pathlib import Path
+
+from starcoder.checkpoint.files import first_line, weight_files
+from starcoder.errors import CheckpointError
+
+BUNDLED = Path(__file__).parent.parent / "bundled" / "nano"
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_TEXT_FILES = [
+    "config.json",
+    "generation_config.json",
+    "tokenizer*.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template*",
+]
+_SAFETENSORS = ["model*.safetensors", "model.safetensors.index.json"]
+_BIN = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
+
+
+def resolve(model: str | Path | None) -> Path:
+    """The local folder of a checkpoint: None is the bundled model, and text may be a hub id.
+
+    A complete copy in the hub's cache is used without the network (`hf download ID` renews it);
+    otherwise what is missing is downloaded, and an interrupted download goes on where it stopped.
+
+    Raises:
+        CheckpointError: no such folder or repository, a gated repository, or no network.
+    """
+    if model is None:
+        return BUNDLED
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise CheckpointError(f"'{model}' is a file, not a checkpoint", "give the folder that holds it")
+    if isinstance(model, str) and _HUB_ID.fullmatch(model):
+        return _cached(model) or _download(model)
+    raise CheckpointError(
+        f"there is no folder '{model}'",
+        "give a folder with config.json and weights, or a hub id such as bigcode/starcoder2-3b",
+    )
+
+
+def _cached(hub_id: str) -> Path | None:
+    from huggingface_hub import errors, snapshot_download
+
+    try:
+        folder = Path(snapshot_download(hub_id, allow_patterns=_TEXT_FILES, local_files_only=True))
+        weight_files(folder)
+    except (errors.LocalEntryNotFoundError, CheckpointError):
+        return None
+    return folder if (folder / "tokenizer.json").is_file() else None
+
+
+def _download(hub_id: str) -> Path:
+    from huggingface_hub import errors, snapshot_download
+
+    page = f"https://huggingface.co/{hub_id}"
+    try:
+        folder = Path(snapshot_download(hub_id, allow_patterns=[*_TEXT_FILES, *_SAFETENSORS]))
+        if not any(folder.glob("model*.safetensors")):
+            snapshot_download(hub_id, allow_patterns=_BIN)
+        return folder
+    except errors.GatedRepoError:
+        raise CheckpointError(
+            f"'{hub_id}' is gated: its licence has to be accepted on the hub",
+            f"accept it at {page} and run `hf auth login`",
+        ) from None
+    except errors.RepositoryNotFoundError:
+        raise CheckpointError(
+            f"there is no folder '{hub_id}', and no such repository on the hub, or it is private",
+            f"check {page}; for a private repository run `hf auth login`",
+        ) from None
+    except errors.LocalEntryNotFoundError as error:
+        raise CheckpointError(
+            f"'{hub_id}' is not on this machine, and the hub cannot be reached: {first_line(error)}",
+            "connect to the network and try again, or give a local folder",
+        ) from None
+    except errors.HfHubHTTPError as error:
+        raise CheckpointError(
+            f"the hub did not serve '{hub_id}': {first_line(error)}", f"check {page} and try again"
+        ) from None

@@ -1,0 +1,172 @@
+"""Checkpoint folder -> `Transformer`, tensor by tensor, without ever holding the weights twice."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from starcoder.checkpoint.files import DOWNLOAD_AGAIN, first_line, map_tensors, read_json, weight_files
+from starcoder.checkpoint.hub import resolve
+from starcoder.checkpoint.names import (
+    EMBEDDING,
+    HEAD,
+    is_computed,
+    is_interleaved,
+    their_names,
+    their_rows,
+    with_prefix,
+    without_prefix,
+)
+from starcoder.config import ModelConfig
+from starcoder.errors import CheckpointError, ConfigError
+from starcoder.model import Transformer
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+# Mapped pages count as memory of this process until they are unmapped; this much may wait for it.
+_MAX_WAITING_BYTES = 32 << 20
+
+
+def load(
+    model: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+) -> Transformer:
+    """The network of a local folder or hub id, with its weights, in eval mode.
+
+    `dtype` None takes the dtype of the checkpoint's embedding, on every device. Peak memory is at most
+    1.15 times the weights (`benchmarks/load_memory.py`). On the CPU, tensors that need no conversion stay
+    mapped: that loads in milliseconds where a copy takes a second per gigabyte, and multiplies as fast.
+    The price: files must be replaced by renaming, as every tool does, never overwritten in place.
+
+    Raises:
+        CheckpointError: no such checkpoint, or its files are missing, broken, of another family or shape.
+        ConfigError: this machine has no such device.
+    """
+    target = _usable(device)
+    folder = resolve(model)
+    config = read_config(folder)
+    with torch.device("meta"):
+        network = Transformer(config)
+    shapes = {name: parameter.shape for name, parameter in network.named_parameters()}
+    weights = _Weights(folder, config, list(shapes))
+    state = {name: weights.take(name, shape, target, dtype) for name, shape in shapes.items()}
+    if config.tied_embeddings:
+        state[HEAD] = state[EMBEDDING]
+    network.load_state_dict(state, assign=True)
+    network.tie()
+    return network.eval()
+
+
+def _usable(device: str | torch.device) -> torch.device:
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        hint = "choose cpu, or install a PyTorch that supports the device"
+        raise ConfigError(f"device {str(device)!r} cannot be used: {first_line(error)}", hint) from None
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """The numbers in `folder`'s config.json.
+
+    Raises:
+        CheckpointError: it is missing, not JSON, or not of these families.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise CheckpointError(
+            f"'{folder}' has no config.json, so it is not a checkpoint",
+            "give the folder that holds config.json and the weights",
+        )
+    config = read_json(path)
+    try:
+        return ModelConfig.from_hf(config)
+    except CheckpointError as error:
+        raise CheckpointError(f"'{path}': {error.message}", error.hint) from None
+
+
+class _Weights:
+    """The tensors of a checkpoint folder, to be taken by our names."""
+
+    def __init__(self, folder: Path, config: ModelConfig, our_names: list[str]):
+        self._config = config
+        self._tensors: dict[str, Tensor] = {}  # by their name without prefix; mapped, so nearly free
+        self._origins: dict[str, tuple[Path, str]] = {}  # the same -> file and full name
+        for path in weight_files(folder):
+            for full_name, tensor in map_tensors(path).items():
+                name = without_prefix(config, full_name)
+                self._tensors[name], self._origins[name] = tensor, (path, full_name)
+        if config.tied_embeddings:
+            self._drop_head()
+        self._check_names(folder, our_names)
+        self._own_dtype = self._tensors[their_names(config, EMBEDDING)[0]].dtype
+        self._waiting: dict[str, Tensor] = {}
+        self._waiting_file, self._waiting_bytes = folder, 0
+
+    def _drop_head(self) -> None:
+        """Some writers of tied weights keep both names, some the head's alone."""
+        (embedding,), (head,) = their_names(self._config, EMBEDDING), their_names(self._config, HEAD)
+        if head in self._tensors:
+            tensor, origin = self._tensors.pop(head), self._origins.pop(head)
+            self._tensors.setdefault(embedding, tensor)
+            self._origins.setdefault(embedding, origin)
+
+    def _check_names(self, folder: Path, our_names: list[str]) -> None:
+        wanted = {theirs for name in our_names for theirs in their_names(self._config, name)}
+        missing = sorted(wanted - self._tensors.keys())
+        if missing:
+            name = with_prefix(self._config, missing[0])
+            more = f" (and {len(missing) - 1} more)" if missing[1:] else ""
+            raise CheckpointError(f"checkpoint '{folder}' has no tensor {name!r}{more}", DOWNLOAD_AGAIN)
+        foreign = sorted(name for name in self._tensors.keys() - wanted if not is_computed(name))
+        if foreign:
+            path, name = self._origins[foreign[0]]
+            more = f" (and {len(foreign) - 1} more)" if foreign[1:] else ""
+            raise CheckpointError(
+                f"'{path}' holds a tensor {name!r}{more} that config.json has no place for",
+                "weights and config.json are of different models, or an adapter was not merged",
+            )
+
+    def take(self, name: str, shape: torch.Size, device: torch.device, dtype: torch.dtype | None) -> Tensor:
+        """Our parameter: mapped where the file has it as it is, else in memory of its own."""
+        theirs = their_names(self._config, name)
+        rows = their_rows(self._config, name, shape)
+        for their_name, num_rows in zip(theirs, rows, strict=True):
+            self._check(their_name, (num_rows, *shape[1:]))
+        dtype = dtype or self._own_dtype
+        tensor = self._tensors[theirs[0]]
+        is_interleaved_qkv = is_interleaved(self._config, name)
+        is_converted = len(theirs) > 1 or is_interleaved_qkv or dtype != tensor.dtype or device.type != "cpu"
+        if not is_converted and tensor.is_contiguous():
+            return tensor
+        out = torch.empty(shape, dtype=dtype, device=device)
+        if is_interleaved_qkv:
+            N, H = self._config.num_heads, self._config.head_size
+            source = self._read(theirs[0]).view(N, 3, H, *shape[1:])
+            out.view(3, N, H, *shape[1:]).copy_(source.transpose(0, 1))
+        else:
+            for part, their_name in zip(torch.split(out, rows), theirs, strict=True):
+                part.copy_(self._read(their_name))
+        return out
+
+    def _check(self, name: str, shape: tuple[int, ...]) -> None:
+        tensor, (path, full_name) = self._tensors[name], self._origins[name]
+        found = tuple(tensor.shape)
+        if found != shape:
+            raise CheckpointError(
+                f"'{path}': tensor {full_name!r} has shape {found}, config.json asks for {shape}",
+                "weights and config.json are of different models",
+            )
+        if tensor.dtype not in _DTYPES:
+            raise CheckpointError(
+                f"'{path}': tensor {full_name!r} is {tensor.dtype}, which is not supported",
+                "supported: float32, bfloat16 and float16; take the checkpoint that is not quantized",
+            )
+
+    def _read(self, name: str) -> Tensor:
+        """A tensor to copy from and forget, over a map that is renewed so that its pages are given back."""
+        path, full_name = self._origins[name]
+        if path != self._waiting_file or self._waiting_bytes > _MAX_WAITING_BYTES:
+            self._waiting = {}
+            self._waiting, self._waiting_file, self._waiting_bytes = map_tensors(path), path, 0
+        tensor = self._waiting[full_name]
+        self._waiting_bytes += tensor.nbytes
+        return tensor

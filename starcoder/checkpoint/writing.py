@@ -1,0 +1,120 @@
+"""`Transformer` -> checkpoint folder that transformers loads."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from starcoder.checkpoint.names import is_interleaved, their_names, their_rows, with_prefix
+from starcoder.model import Transformer
+
+# A shard is in memory twice while it is written.
+_MAX_SHARD_BYTES = 2_000_000_000
+
+
+def save(
+    model: Transformer,
+    folder: Path,
+    *,
+    max_shard_bytes: int = _MAX_SHARD_BYTES,
+    extra_config: Mapping[str, object] | None = None,
+) -> None:
+    """Write config.json and safetensors, several above `max_shard_bytes`; makes `folder` if needed.
+
+    `extra_config` adds to config.json or overrides it, for example `eos_token_id`, which is 0 otherwise.
+    Every file is written beside its place and moved there when all are complete, so a failure leaves
+    what was there before; weights of an earlier save that this one does not replace are removed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    config = model.config.to_hf() | {"dtype": str(model.embed.weight.dtype).removeprefix("torch.")}
+    with _Replacement(folder) as replacement:
+        _write_weights(model, replacement, max_shard_bytes)
+        replacement.write_json("config.json", config | dict(extra_config or {}))
+
+
+class _Replacement:
+    """New files of a folder, under temporary names until the block ends without an error."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._parts: dict[Path, Path] = {}  # temporary -> final, in the order of moving
+
+    def path(self, name: str) -> Path:
+        """Where to write the file that will be called `name`."""
+        part = self._folder / f".{name}.{os.getpid()}.part"
+        self._parts[part] = self._folder / name
+        return part
+
+    def write_json(self, name: str, value: object) -> None:
+        self.path(name).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+    def __enter__(self) -> "_Replacement":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self._commit()
+        else:
+            for part in self._parts:
+                part.unlink(missing_ok=True)
+
+    def _commit(self) -> None:
+        for part in self._parts:
+            with part.open("rb") as file:
+                os.fsync(file.fileno())
+        earlier = {
+            *self._folder.glob("model*.safetensors"),
+            *self._folder.glob("model*.safetensors.index.json"),
+        }
+        for part, final in self._parts.items():
+            os.replace(part, final)
+        for path in earlier.difference(self._parts.values()):
+            path.unlink()
+
+
+def _write_weights(model: Transformer, replacement: _Replacement, max_shard_bytes: int) -> None:
+    shards = list(_plan_shards(model, max_shard_bytes))
+    weight_map: dict[str, str] = {}
+    for number, names in enumerate(shards, 1):
+        file = (
+            f"model-{number:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1 else "model.safetensors"
+        )
+        tensors = {theirs: tensor for name in names for theirs, tensor in _their_tensors(model, name)}
+        save_file(tensors, replacement.path(file), metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(tensors, file)
+    if len(shards) > 1:
+        metadata = {"total_size": sum(parameter.nbytes for parameter in model.parameters())}
+        index = {"metadata": metadata, "weight_map": weight_map}
+        replacement.write_json("model.safetensors.index.json", index)
+
+
+def _plan_shards(model: Transformer, max_shard_bytes: int) -> Iterator[list[str]]:
+    shard: list[str] = []
+    size_bytes = 0
+    for name, parameter in model.named_parameters():
+        if shard and size_bytes + parameter.nbytes > max_shard_bytes:
+            yield shard
+            shard, size_bytes = [], 0
+        shard.append(name)
+        size_bytes += parameter.nbytes
+    yield shard
+
+
+def _their_tensors(model: Transformer, name: str) -> Iterator[tuple[str, Tensor]]:
+    """Our parameter as Hugging Face's tensors: the way back from `load`."""
+    config = model.config
+    tensor = model.get_parameter(name).detach().cpu()
+    rows = their_rows(config, name, tensor.shape)
+    if is_interleaved(config, name):
+        per_head = tensor.view(3, config.num_heads, config.head_size, *tensor.shape[1:])
+        tensor = per_head.transpose(0, 1).flatten(0, 2)
+    for theirs, part in zip(their_names(config, name), torch.split(tensor, rows), strict=True):
+        # A copy, for safetensors refuses tensors that share storage, as q, k and v do here.
+        yield with_prefix(config, theirs), part.clone(memory_format=torch.contiguous_format)

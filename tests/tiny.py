@@ -1,0 +1,72 @@
+"""Tiny random checkpoints and tokenizers that tests share: every variant of both families, seeded."""
+
+from pathlib import Path
+from typing import Any
+
+_BIGCODE = {
+    "model_type": "gpt_bigcode",
+    "vocab_size": 320,
+    "n_positions": 512,
+    "n_embd": 64,
+    "n_layer": 3,
+    "n_head": 4,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
+_STARCODER2 = {
+    "model_type": "starcoder2",
+    "vocab_size": 320,
+    "max_position_embeddings": 512,
+    "hidden_size": 64,
+    "intermediate_size": 192,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e5},
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
+
+# Name -> transformers' config. The odd vocabulary is what adding tokens for a chat leaves behind.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "bigcode": _BIGCODE,
+    "bigcode-multi-head": _BIGCODE | {"multi_query": False},
+    "bigcode-untied": _BIGCODE | {"tie_word_embeddings": False},
+    "bigcode-exact-gelu": _BIGCODE | {"activation_function": "gelu"},
+    "bigcode-odd-vocabulary": _BIGCODE | {"vocab_size": 323, "n_inner": 100, "layer_norm_epsilon": 1e-3},
+    "starcoder2": _STARCODER2,
+    "starcoder2-window": _STARCODER2 | {"sliding_window": 8},
+    "starcoder2-untied": _STARCODER2 | {"tie_word_embeddings": False},
+    "starcoder2-no-bias": _STARCODER2 | {"use_bias": False},
+    "starcoder2-exact-gelu": _STARCODER2 | {"hidden_act": "gelu"},
+    "starcoder2-one-kv-head": _STARCODER2 | {"num_key_value_heads": 1, "sliding_window": 16},
+}
+
+
+def make_checkpoint(
+    variant: str, folder: Path, *, dtype: str = "float32", shards: int = 1, seed: int = 0, **overrides: Any
+) -> Path:
+    """Write a random checkpoint of `VARIANTS` with transformers, weights and biases large enough to matter.
+
+    `overrides` go into its config; `shards` is the least number of safetensors files. Returns `folder`.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**VARIANTS[variant] | overrides))
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in sorted(model.named_parameters()):
+        parameter.data.normal_(1.0 if "ln_" in name or "norm" in name else 0.0, 0.2, generator=generator)
+    model.to(getattr(torch, dtype))
+    size_bytes = sum(parameter.nbytes for parameter in model.parameters())
+    model.save_pretrained(folder, max_shard_size=size_bytes // shards + 1)
+    return folder
+
+
+def load_oracle(folder: Path) -> Any:
+    """The same checkpoint in transformers, float32, eager attention, eval mode."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    return model.eval()
