@@ -1,0 +1,106 @@
+"""The command line: parses, wires the parts together, prints, turns errors into two lines and an exit code.
+
+Each verb is a module: a frozen dataclass of options and a `run`. Nothing here imports torch before a
+verb that needs it runs.
+"""
+
+import os
+import sys
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+
+from cyclopts import App, ArgumentCollection, CycloptsError, Parameter
+from cyclopts.config import Dict
+
+from starcoder import __version__
+from starcoder.cli import complete, doctor, generate, mistakes, pretrain
+from starcoder.errors import ConfigError, StarcoderError
+
+_BROKEN_PIPE = 141  # what a shell reports for a program that SIGPIPE ended
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one command line and return its exit code.
+
+    Every failure the user can mend is two lines on stderr, `error:` and `hint:`. A reader of stdout that
+    leaves early (`| head`) is no failure of ours: silence, and the exit code 141 that shells know.
+
+    Raises:
+        KeyboardInterrupt: the caller says what is to become of the process.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        # Source code is UTF-8 whatever the locale says, and a CRLF file's lines stay CRLF.
+        stream.reconfigure(encoding="utf-8", errors="backslashreplace", newline="")  # type: ignore[union-attr]
+    try:
+        _dispatch(arguments)
+        sys.stdout.flush()
+    except StarcoderError as error:
+        hint = error.hint or f"`{_help_command(arguments)}` shows what is possible"
+        sys.stderr.write(f"error: {_one_line(error.message)}\nhint: {_one_line(hint)}\n")
+        return error.exit_code
+    except BrokenPipeError:
+        # Python flushes stdout once more at exit; let that go nowhere instead of failing again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _BROKEN_PIPE
+    return 0
+
+
+def build() -> App:
+    """The verbs and how they are parsed."""
+    app = App(
+        name="starcoder",
+        help="Complete code with StarCoder models on your own machine.",
+        version=__version__,
+        config=_read_config,
+        default_parameter=Parameter(negative=()),
+        help_format="plaintext",
+    )
+    for verb in (generate, complete, pretrain, doctor):
+        app.command(verb.run, name=verb.__name__.rpartition(".")[2])
+    return app
+
+
+def _dispatch(arguments: Sequence[str]) -> None:
+    try:
+        run, bound, _ = build().parse_args(list(arguments), print_error=False, exit_on_error=False)
+    except CycloptsError as error:
+        raise mistakes.explain(error) from None
+    run(*bound.args, **bound.kwargs)
+
+
+def _read_config(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """Fill what the command line left open from the TOML file named by `--config`."""
+    for argument in arguments:
+        if "--config" in argument.names and argument.tokens:
+            path = argument.tokens[-1].value
+            Dict(_read_toml(Path(path)), source=path, use_commands_as_keys=False)(app, commands, arguments)
+
+
+def _read_toml(path: Path) -> dict[str, object]:
+    try:
+        table = tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read config {str(path)!r}: {error.strerror}", "--config takes the path of a TOML file"
+        ) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"{str(path)!r} is not TOML: {error}", "a line is `name = value`, as in max_tokens = 64"
+        ) from None
+    for key, value in table.items():
+        if isinstance(value, dict):
+            raise ConfigError(
+                f"config {str(path)!r} has a table [{key}]",
+                "options stand at the top of the file, one file for one verb",
+            )
+    return table
+
+
+def _help_command(arguments: Sequence[str]) -> str:
+    verb = arguments[0] if arguments and not arguments[0].startswith("-") else ""
+    return " ".join(["starcoder", *([verb] if verb else []), "--help"])
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

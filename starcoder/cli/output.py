@@ -1,0 +1,128 @@
+"""Answers a request on stdout: as a stream of text, as several samples, or as one JSON document."""
+
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator
+
+from starcoder.cli.options import AskOptions
+from starcoder.request import Chunk, Completion, CompletionRequest, Generator, collect
+
+_DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
+# A model may make any text; on a terminal its control characters are shown, not obeyed.
+_SHOWN = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\t\n\r"} | {0x7F: "\u2421"}
+
+
+def answer(request: CompletionRequest, options: AskOptions) -> None:
+    """Load the model, run the request and print what comes.
+
+    Raises:
+        StarcoderError: the model cannot be loaded or the request not be served.
+    """
+    if options.output.verbose:
+        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    start = time.perf_counter()
+    model = _load(options)
+    loaded = time.perf_counter()
+    chunks = model.generate([request])
+    if not options.output.json and request.sampling.n == 1:
+        chunks = _printed(chunks, request, echo=options.output.echo)
+    (samples,) = collect(chunks).values()
+    load_ms, total_ms = 1e3 * (loaded - start), 1e3 * (time.perf_counter() - start)
+    if options.output.json:
+        print(json.dumps(document(samples, load_ms=load_ms, total_ms=total_ms), ensure_ascii=False))
+    elif request.sampling.n > 1:
+        _print_samples(samples)
+    if options.output.verbose:
+        _print_report(samples, load_ms=load_ms)
+
+
+def document(samples: list[Completion], *, load_ms: float, total_ms: float) -> dict[str, object]:
+    """The JSON of an answer: the first sample's fields, and with more than one all in `completions`."""
+    usage = samples[0].usage
+    out = _sample(samples[0]) | {
+        "prompt_tokens": usage.prompt_tokens,
+        "cached_tokens": usage.cached_tokens,
+        "timings_ms": {
+            "load": round(load_ms, 3),
+            "queue": round(usage.queue_ms, 3),
+            "prefill": round(usage.prefill_ms, 3),
+            "decode": round(usage.decode_ms, 3),
+            "total": round(total_ms, 3),
+        },
+    }
+    if len(samples) > 1:
+        out["completions"] = [_sample(sample) for sample in samples]
+    return out
+
+
+def _sample(sample: Completion) -> dict[str, object]:
+    out: dict[str, object] = {
+        "index": sample.index,
+        "text": sample.text,
+        "tokens": sample.tokens,
+        "finish_reason": sample.finish_reason,
+    }
+    if sample.stop is not None:
+        out["stop"] = sample.stop
+    if sample.logprobs:
+        out["logprobs"] = [
+            {"token": item.token, "text": item.text, "logprob": item.logprob, "top": item.top}
+            for item in sample.logprobs
+        ]
+    return out
+
+
+def _load(options: AskOptions) -> Generator:
+    from starcoder.engine import local  # imports torch
+
+    chosen = options.model
+    return local.load(chosen.model, device=chosen.device, dtype=chosen.dtype, threads=chosen.threads)
+
+
+def _printed(chunks: Iterator[Chunk], request: CompletionRequest, *, echo: bool | None) -> Iterator[Chunk]:
+    """The same chunks, printed as they pass: on a terminal amid the dimmed prompt, in a pipe nothing else."""
+    terminal = sys.stdout.isatty()
+    color = terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    echo = terminal if echo is None else echo
+
+    def write(text: str, *, dim: bool = False) -> None:
+        text = text.translate(_SHOWN) if terminal else text
+        sys.stdout.write(f"{_DIM}{text}{_PLAIN}" if dim and color and text else text)
+        sys.stdout.flush()
+
+    if echo:
+        write(request.prefix, dim=True)
+    last = "\n"
+    for chunk in chunks:
+        write(chunk.text)
+        last = chunk.text or last
+        yield chunk
+    if echo and request.suffix:
+        write(request.suffix, dim=True)
+        last = request.suffix
+    if terminal and not last.endswith("\n"):
+        write("\n")
+
+
+def _print_samples(samples: list[Completion]) -> None:
+    terminal = sys.stdout.isatty()
+    for sample in samples:
+        text = sample.text.translate(_SHOWN) if terminal else sample.text
+        print(f"--- {sample.index + 1} of {len(samples)}")
+        print(text, end="" if text.endswith("\n") else "\n")
+
+
+def _print_report(samples: list[Completion], *, load_ms: float) -> None:
+    usage = samples[0].usage
+    num_tokens = sum(len(sample.tokens) for sample in samples)
+    decode_ms = max(sample.usage.decode_ms for sample in samples)
+    rate = (num_tokens - len(samples)) / decode_ms * 1e3 if decode_ms else 0.0
+    print(
+        f"loaded in {load_ms:.0f} ms; {usage.prompt_tokens} prompt tokens ({usage.cached_tokens} cached)"
+        f" in {usage.prefill_ms:.0f} ms; {num_tokens} tokens in {decode_ms:.0f} ms, {rate:.1f}/s;"
+        f" finish: {', '.join(sample.finish_reason for sample in samples)}",
+        file=sys.stderr,
+    )
