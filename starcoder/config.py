@@ -54,6 +54,11 @@ class ModelConfig:
         Source: transformers `models/{gpt_bigcode,starcoder2}/configuration_*.py`.
         """
         family = config.get("model_type")
+        if config.get("quantization_config"):
+            raise CheckpointError(
+                "config.json says the weights are quantized",
+                "take the checkpoint that is not, and quantize here",
+            )
         try:
             if family == "gpt_bigcode":
                 return cls._from_gpt_bigcode(config)
@@ -66,23 +71,25 @@ class ModelConfig:
             ) from None
         raise CheckpointError(
             f"config.json says model_type {family!r}, which is not of the StarCoder family",
-            "supported: gpt_bigcode (SantaCoder, StarCoder, StarChat) and starcoder2",
+            "supported: gpt_bigcode (StarCoder, StarChat, bigcode/gpt_bigcode-santacoder) and starcoder2",
         )
 
     @classmethod
     def _from_gpt_bigcode(cls, config: dict[str, Any]) -> "ModelConfig":
         if not config.get("scale_attn_weights", True):
             raise CheckpointError("config.json says scale_attn_weights false, which is not supported")
-        hidden = config["n_embd"]
+        num_heads = _count(config, "n_head")
+        hidden_size = _divided(config, "n_embd", num_heads)
+        has_inner = config.get("n_inner") is not None
         return cls(
             family="gpt_bigcode",
-            vocab_size=config["vocab_size"],
-            hidden_size=hidden,
-            intermediate_size=config.get("n_inner") or 4 * hidden,
-            num_layers=config["n_layer"],
-            num_heads=config["n_head"],
-            num_kv_heads=1 if config.get("multi_query", True) else config["n_head"],
-            max_positions=config["n_positions"],
+            vocab_size=_count(config, "vocab_size"),
+            hidden_size=hidden_size,
+            intermediate_size=_count(config, "n_inner") if has_inner else 4 * hidden_size,
+            num_layers=_count(config, "n_layer"),
+            num_heads=num_heads,
+            num_kv_heads=1 if config.get("multi_query", True) else num_heads,
+            max_positions=_count(config, "n_positions"),
             norm_eps=config.get("layer_norm_epsilon", 1e-5),
             tied_embeddings=config.get("tie_word_embeddings", True),
             gelu_tanh=_is_tanh_gelu(config.get("activation_function", "gelu_pytorch_tanh")),
@@ -97,18 +104,21 @@ class ModelConfig:
         for key, only in (("norm_type", "layer_norm"), ("mlp_type", "default")):
             if config.get(key, only) != only:
                 raise CheckpointError(f"config.json says {key} {config[key]!r}; only {only!r} is supported")
+        num_kv_heads = _count(config, "num_key_value_heads")
+        num_heads = _divided(config, "num_attention_heads", num_kv_heads)
+        has_window = config.get("sliding_window") is not None
         return cls(
             family="starcoder2",
-            vocab_size=config["vocab_size"],
-            hidden_size=config["hidden_size"],
-            intermediate_size=config["intermediate_size"],
-            num_layers=config["num_hidden_layers"],
-            num_heads=config["num_attention_heads"],
-            num_kv_heads=config["num_key_value_heads"],
-            max_positions=config["max_position_embeddings"],
+            vocab_size=_count(config, "vocab_size"),
+            hidden_size=_divided(config, "hidden_size", 2 * num_heads),  # rotary halves each head
+            intermediate_size=_count(config, "intermediate_size"),
+            num_layers=_count(config, "num_hidden_layers"),
+            num_heads=num_heads,
+            num_kv_heads=num_kv_heads,
+            max_positions=_count(config, "max_position_embeddings"),
             norm_eps=config.get("norm_epsilon", 1e-5),
             rope_theta=rope.get("rope_theta", config.get("rope_theta", 10000.0)),
-            sliding_window=config.get("sliding_window"),
+            sliding_window=_count(config, "sliding_window") if has_window else None,
             tied_embeddings=config.get("tie_word_embeddings", True),
             bias=config.get("use_bias", True),
             gelu_tanh=_is_tanh_gelu(config.get("hidden_act", "gelu_pytorch_tanh")),
@@ -155,6 +165,20 @@ class ModelConfig:
             "bos_token_id": 0,
             "eos_token_id": 0,
         }
+
+
+def _count(config: dict[str, Any], key: str) -> int:
+    value = config[key]
+    if isinstance(value, int) and value > 0:
+        return value
+    raise CheckpointError(f"config.json says {key} {value!r}; expected a whole number above 0")
+
+
+def _divided(config: dict[str, Any], key: str, divisor: int) -> int:
+    value = _count(config, key)
+    if value % divisor:
+        raise CheckpointError(f"config.json says {key} {value}, which is not a multiple of {divisor}")
+    return value
 
 
 def _is_tanh_gelu(name: str) -> bool:

@@ -74,15 +74,18 @@ def _download(hub_id: str) -> Path:
         ) from None
     except errors.RepositoryNotFoundError:
         raise CheckpointError(
-            f"there is no folder '{hub_id}', and no such repository on the hub, or it is private",
-            f"check {page}; for a private repository run `hf auth login`",
+            f"there is no folder '{hub_id}', and on the hub no such repository that you may read",
+            f"check the name; if {page} is private, run `hf auth login`",
         ) from None
     except errors.LocalEntryNotFoundError as error:
         raise CheckpointError(
             f"'{hub_id}' is not on this machine, and the hub cannot be reached: {first_line(error)}",
             "connect to the network and try again, or give a local folder",
         ) from None
-    except errors.HfHubHTTPError as error:
+    # The HTTP library's own errors; which library that is changed with huggingface_hub's versions.
+    except (errors.HTTPError, OSError) as error:  # type: ignore[attr-defined]
         raise CheckpointError(
-            f"the hub did not serve '{hub_id}': {first_line(error)}", f"check {page} and try again"
+            f"the download of '{hub_id}' failed: {first_line(error)}",
+            f"try again, it goes on where it stopped; if access is denied, accept the licence at {page} "
+            "and run `hf auth login`",
         ) from None
