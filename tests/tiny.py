@@ -1,7 +1,11 @@
 """Tiny random checkpoints and tokenizers that tests share: every variant of both families, seeded."""
 
+import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from starcoder.tokenizer import Tokenizer
 
 _BIGCODE = {
     "model_type": "gpt_bigcode",
@@ -70,3 +74,63 @@ def load_oracle(folder: Path) -> Any:
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     return model.eval()
+
+
+TokenizerStyle = Literal["santacoder", "starcoder", "starcoder2"]
+
+# Source: the hub's bigcode/santacoder, bigcode/starcoder, bigcode/starcoder2-3b (its list cut short).
+SPECIAL_TOKENS: dict[TokenizerStyle, tuple[str, ...]] = {
+    "santacoder": ("<|endoftext|>", "<fim-prefix>", "<fim-middle>", "<fim-suffix>", "<fim-pad>"),
+    "starcoder": (
+        *("<|endoftext|>", "<fim_prefix>", "<fim_middle>", "<fim_suffix>", "<fim_pad>", "<filename>"),
+        *("<gh_stars>", "<issue_start>", "<issue_comment>", "<issue_closed>", "<jupyter_start>"),
+        *("<jupyter_text>", "<jupyter_code>", "<jupyter_output>", "<empty_output>", "<commit_before>"),
+        *("<commit_msg>", "<commit_after>", "<reponame>"),
+    ),
+    "starcoder2": (
+        *("<|endoftext|>", "<fim_prefix>", "<fim_middle>", "<fim_suffix>", "<fim_pad>", "<repo_name>"),
+        *("<file_sep>", "<issue_start>", "<jupyter_start>"),
+    ),
+}
+_CORPUS = [
+    "def add(first, second):\n    return first + second\n",
+    "class Box:\n    def __init__(self, size):\n        self.size = size\n\n\n",
+    "import os\nfor name in os.listdir('.'):\n    print(name, 2024)\n",
+]
+
+
+def make_tokenizer(style: TokenizerStyle, folder: Path, *, vocab_size: int = 320) -> "Tokenizer":
+    """Write a byte-level BPE of at most `vocab_size` tokens, trained on a few lines, and load it.
+
+    The special tokens are the first ids, as in StarCoder; SantaCoder's are the last.
+    """
+    from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Tokenizer as Backend
+
+    from starcoder.tokenizer import Tokenizer
+
+    backend = Backend(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    backend.decoder = decoders.ByteLevel()
+    specials = SPECIAL_TOKENS[style]
+    first, last = ((), specials) if style == "santacoder" else (specials, ())
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - len(last),
+        special_tokens=list(first),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    backend.train_from_iterator(_CORPUS, trainer)
+    backend.add_special_tokens([AddedToken(text, normalized=False) for text in last])
+    folder.mkdir(parents=True, exist_ok=True)
+    backend.save(str(folder / "tokenizer.json"))
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": specials[0],
+        "eos_token": specials[0],
+        "clean_up_tokenization_spaces": False,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    return Tokenizer.load(folder)

@@ -1,0 +1,201 @@
+"""Text to token ids and back, for the byte-level BPE of this family; streams never split a character.
+
+Byte-level BPE alone: other kinds of `tokenizer.json` are refused. Decoding needs no library: a token
+is bytes, and text is those bytes joined.
+"""
+
+import codecs
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from starcoder.errors import CheckpointError, RequestError
+from starcoder.prompts import Sentinels
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as Backend
+
+# Latin-1 has these printable; byte-level BPE writes the other bytes as the characters from U+0100 on.
+# Source: openai/gpt-2: src/encoder.py, `bytes_to_unicode`.
+_PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+_HIDDEN = [byte for byte in range(256) if byte not in set(_PRINTABLE)]
+BYTE_OF_CHARACTER = {chr(byte): byte for byte in _PRINTABLE} | {
+    chr(0x100 + rank): byte for rank, byte in enumerate(_HIDDEN)
+}
+
+# Texts that are special in these vocabularies even where tokenizer.json forgets to say so.
+_SENTINEL = re.compile(
+    r"<\|endoftext\|>|<fim[-_](prefix|middle|suffix|pad)>|<(filename|gh_stars|reponame|repo_name|file_sep)>"
+)
+
+
+class Tokenizer:
+    """The vocabulary of a checkpoint. `load` makes one."""
+
+    def __init__(self, backend: "Backend", special: dict[str, int], chat_template: str | None):
+        """`backend` must not know the `special` texts: user text goes through it as it is.
+
+        Raises:
+            CheckpointError: no end-of-text token, or only some of the infilling sentinels.
+        """
+        self.chat_template = chat_template
+        self._backend = backend
+        self._special = special
+        self._text_of_special = {id: text for text, id in special.items()}
+        longest_first = sorted(special, key=len, reverse=True)
+        self._split_special = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+        self._sentinels = Sentinels.resolve(special.get)
+        self.vocab_size = max(0, *backend.get_vocab().values(), *special.values()) + 1
+
+    @classmethod
+    def load(cls, folder: Path) -> "Tokenizer":
+        """Read `tokenizer.json`, and the chat template if there is one.
+
+        Raises:
+            CheckpointError: files missing or broken, not byte-level BPE, or sentinels that are not one token.
+        """
+        from tokenizers import Tokenizer as Backend
+
+        path = folder / "tokenizer.json"
+        document = _read_json(path, "a checkpoint folder needs the tokenizer.json of its model")
+        try:
+            _require_byte_level(document, path)
+            special = _take_special(document)
+            backend = Backend.from_str(json.dumps(document, ensure_ascii=False))
+        except CheckpointError:
+            raise
+        except Exception as error:  # the library raises bare Exception for what it cannot read
+            raise CheckpointError(
+                f"{str(path)!r} cannot be read: {error}", "it may be damaged; download it again"
+            ) from None
+        return cls(backend, special, _chat_template(folder))
+
+    @property
+    def sentinels(self) -> Sentinels:
+        return self._sentinels
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of user text. Text that spells a special token comes out as ordinary tokens.
+
+        Raises:
+            RequestError: half of a surrogate pair in the text.
+        """
+        try:
+            ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+        except TypeError:  # how the library refuses what has no UTF-8
+            raise RequestError(
+                "the text holds half of a surrogate pair, which is no character",
+                "it may have been read with the wrong encoding",
+            ) from None
+        return ids
+
+    def encode_with_special(self, text: str) -> list[int]:
+        """Ids of a raw prompt: what spells a special token becomes that token."""
+        ids: list[int] = []
+        end = 0
+        for match in self._split_special.finditer(text):
+            ids += [*self.encode(text[end : match.start()]), self._special[match.group()]]
+            end = match.end()
+        return ids + self.encode(text[end:])
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of the ids, special tokens as their text and spaces as they are.
+
+        Bytes that are no UTF-8 become U+FFFD; ids that the vocabulary lacks are empty.
+        """
+        return b"".join(map(self.token_bytes, ids)).decode("utf-8", errors="replace")
+
+    def token_bytes(self, token: int) -> bytes:
+        """What the token adds to a text; a part of a character if need be."""
+        special = self._text_of_special.get(token)
+        if special is not None:
+            return special.encode()
+        characters: str | None = self._backend.id_to_token(token)
+        if characters is None:
+            return b""
+        try:
+            return bytes([BYTE_OF_CHARACTER[character] for character in characters])
+        except KeyError:  # not in the byte alphabet, so the text itself: as the library's own decoder has it
+            return characters.encode()
+
+    def token_text(self, token: int) -> str:
+        """The token alone as text; U+FFFD stands for parts of characters."""
+        return self.decode([token])
+
+    def stream(self) -> "StreamDecoder":
+        """A decoder for one text that comes token by token."""
+        return StreamDecoder(self)
+
+
+class StreamDecoder:
+    """Text as tokens come, in whole characters. What it gives, joined, is `Tokenizer.decode` of all."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, token: int) -> str:
+        """The text that this token completes; "" within a character."""
+        return self._decoder.decode(self._tokenizer.token_bytes(token))
+
+    def flush(self) -> str:
+        """What is held back when no more tokens come: "" or U+FFFD."""
+        return self._decoder.decode(b"", final=True)
+
+
+def _read_json(path: Path, hint: str) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{str(path)!r} is missing", hint) from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{str(path)!r} cannot be read: {error}", "it may be damaged; download it again"
+        ) from None
+    if not isinstance(document, dict):
+        raise CheckpointError(f"{str(path)!r} is not a JSON object", "it may be damaged; download it again")
+    return document
+
+
+def _require_byte_level(document: dict[str, Any], path: Path) -> None:
+    model = document["model"]["type"]
+    decoder = (document.get("decoder") or {}).get("type")
+    if model != "BPE" or decoder != "ByteLevel":
+        raise CheckpointError(
+            f"{str(path)!r} is {model} with decoder {decoder}, expected BPE with decoder ByteLevel",
+            "only the tokenizers of the StarCoder family are supported",
+        )
+
+
+def _take_special(document: dict[str, Any]) -> dict[str, int]:
+    """Remove the special tokens from `document`, in place, and return their ids by text.
+
+    All added tokens count, marked special or not: the library finds them in user text whatever it is told.
+    Padding and truncation go as well, they would change what is encoded.
+    """
+    model = document["model"]
+    special = {token["content"]: token["id"] for token in document.get("added_tokens", [])}
+    special |= {text: id for text, id in model["vocab"].items() if _SENTINEL.fullmatch(text)}
+    model["vocab"] = {text: id for text, id in model["vocab"].items() if text not in special}
+    model["merges"] = [merge for merge in model["merges"] if special.keys().isdisjoint(_parts(merge))]
+    document |= {"added_tokens": [], "padding": None, "truncation": None, "post_processor": None}
+    return special
+
+
+def _parts(merge: str | list[str]) -> tuple[str, str, str]:
+    """Both sides of a merge, written as a string in older files, and what they make."""
+    left, right = merge.split(" ") if isinstance(merge, str) else merge
+    return left, right, left + right
+
+
+def _chat_template(folder: Path) -> str | None:
+    template = folder / "chat_template.jinja"
+    if template.is_file():
+        return template.read_text(encoding="utf-8")
+    path = folder / "tokenizer_config.json"
+    if not path.is_file():
+        return None
+    found = _read_json(path, "").get("chat_template")
+    return found if isinstance(found, str) else None
