@@ -1,0 +1,290 @@
+"""The engine: `add` requests, `step`, get chunks. Synchronous: whoever owns the thread owns the loop.
+
+One step is: schedule, run, sample, hand out what came. It never waits and never prints.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from secrets import randbits
+from typing import TYPE_CHECKING
+
+from starcoder.engine import scheduler
+from starcoder.engine.blocks import Pool
+from starcoder.engine.cache import Cache, bytes_per_token, default_cache_bytes
+from starcoder.engine.live import LiveRequest, Sample
+from starcoder.engine.runner import Runner
+from starcoder.engine.sampling import Draw, sample
+from starcoder.engine.scheduler import Scheduler, Segment
+from starcoder.engine.stopping import Stopper
+from starcoder.errors import ConfigError, RequestError
+from starcoder.model import Transformer
+from starcoder.prompts import build
+from starcoder.request import Chunk, CompletionRequest, FinishReason
+
+if TYPE_CHECKING:
+    from starcoder.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineSettings:
+    """How much the engine takes on at once."""
+
+    block_size: int = 16  # tokens per cache block
+    cache_bytes: int | None = None  # None: eight full contexts, at most a quarter of the memory
+    max_step_tokens: int = 512  # of one forward pass: longer prompts are prefilled in chunks
+    max_sequences: int = 64  # that run at the same time
+    max_queue: int = 1024  # that wait; more are a CapacityError
+
+    def __post_init__(self) -> None:
+        for name in ("block_size", "max_step_tokens", "max_sequences", "max_queue"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; expected at least 1")
+        if self.max_sequences > self.max_step_tokens:
+            raise ConfigError(
+                f"max_sequences {self.max_sequences} is above max_step_tokens {self.max_step_tokens}",
+                "every running sequence needs a token in each step",
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineStats:
+    """Where the engine stands now, and totals since it was made."""
+
+    num_waiting: int
+    num_running: int
+    num_blocks: int
+    num_held_blocks: int
+    num_steps: int
+    num_preemptions: int
+    computed_tokens: int  # that went through the network, prompts and completions
+    generated_tokens: int
+
+
+class Engine:
+    """Serves many requests with one model. Not for several threads at once."""
+
+    def __init__(
+        self,
+        model: Transformer,
+        tokenizer: "Tokenizer",
+        *,
+        settings: EngineSettings | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        settings = settings or EngineSettings()
+        self._tokenizer, self._clock = tokenizer, clock
+        weight = model.embed.weight
+        config, size = model.config, settings.block_size
+        cache_bytes = settings.cache_bytes or default_cache_bytes(config, weight.device, weight.dtype)
+        num_blocks = cache_bytes // (size * bytes_per_token(config, weight.dtype))
+        if not num_blocks:
+            raise ConfigError(
+                f"cache_bytes {cache_bytes} is less than one block", "give the cache more memory"
+            )
+        self._cache = Cache(config, num_blocks, size, device=weight.device, dtype=weight.dtype)
+        self._runner = Runner(model, self._cache)
+        self._pool = Pool(num_blocks, size)
+        self._scheduler = Scheduler(
+            self._pool,
+            max_step_tokens=settings.max_step_tokens,
+            max_sequences=settings.max_sequences,
+            max_queue=settings.max_queue,
+        )
+        self._vocab_size = config.vocab_size
+        self._max_tokens = min(config.max_positions, num_blocks * size)
+        self._live: dict[str, LiveRequest] = {}
+        self._samples: dict[scheduler.Sequence, Sample] = {}
+        self._outbox: list[Chunk] = []  # for the next `step`
+        self._mail: dict[str, deque[Chunk]] = {}  # for requests that `generate` added
+        self._num_added = self._num_steps = self._num_computed = self._num_generated = 0
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether `step` has nothing to do and nothing to return."""
+        return not self._live and not self._outbox
+
+    def stats(self) -> EngineStats:
+        return EngineStats(
+            num_waiting=len(self._scheduler.waiting),
+            num_running=len(self._scheduler.running),
+            num_blocks=self._pool.num_blocks,
+            num_held_blocks=self._pool.num_held,
+            num_steps=self._num_steps,
+            num_preemptions=self._scheduler.num_preemptions,
+            computed_tokens=self._num_computed,
+            generated_tokens=self._num_generated,
+        )
+
+    def add(self, request: CompletionRequest) -> str:
+        """Queue a request and return its id; an older request of the same session is aborted.
+
+        Raises:
+            RequestError: it can never be served: an empty prompt, or too many tokens.
+            CapacityError: the queue is full now.
+        """
+        params = request.sampling
+        if params.max_tokens >= self._max_tokens:
+            raise RequestError(
+                f"max_tokens {params.max_tokens} leaves no prompt room in a context of {self._max_tokens}",
+                f"ask for fewer than {self._max_tokens} tokens, prompt included",
+            )
+        prompt = build(request, self._tokenizer, budget=self._max_tokens - params.max_tokens)
+        if not all(0 <= token < self._vocab_size for token in prompt.tokens):
+            raise RequestError(
+                f"the prompt has a token outside the vocabulary of {self._vocab_size}",
+                "is the tokenizer of the same checkpoint as the weights?",
+            )
+        self._num_added += 1
+        seed = randbits(63) if params.seed is None else params.seed
+        live = LiveRequest(
+            str(self._num_added), request, prompt, self._clock(), seed, num_unborn=params.n - 1
+        )
+        sequence = scheduler.Sequence(
+            list(prompt.tokens),
+            len(prompt.tokens),
+            params.max_tokens,
+            rank=(-request.priority, self._num_added, 0),
+            priority=request.priority,
+        )
+        self._scheduler.add(sequence)
+        if request.session is not None:
+            self._abort_session(request.session)
+        self._live[live.id] = live
+        self._join(live, sequence, 0)
+        return live.id
+
+    def abort(self, request_id: str) -> None:
+        """End a request now; its blocks are free at once, and its last chunks come with the next `step`.
+
+        An unknown or ended request is no error: it may have ended a moment ago.
+        """
+        live = self._live.get(request_id)
+        if live is not None:
+            self._end(live, "abort")
+
+    def step(self) -> list[Chunk]:
+        """Advance every running request and return what came; [] when idle."""
+        self._advance()
+        chunks, self._outbox = self._outbox, []
+        return chunks
+
+    def generate(self, requests: Sequence[CompletionRequest]) -> Iterator[Chunk]:
+        """Serve these requests; the `request_id` of a chunk is its request's position in `requests`.
+
+        No more are queued at once than the queue takes. Requests added otherwise go on meanwhile; their
+        chunks come from `step`. Closing the iterator aborts what is left.
+
+        Raises:
+            RequestError: a request can never be served; those before it are then aborted too.
+        """
+        todo = deque(enumerate(requests))
+        names: dict[str, str] = {}  # of the requests under way
+        try:
+            while todo or names:
+                while todo and not self._scheduler.is_full:
+                    position, request = todo.popleft()
+                    request_id = self.add(request)
+                    names[request_id], self._mail[request_id] = str(position), deque()
+                self._advance()
+                for request_id in list(names):
+                    yield from self._collect(request_id, names)
+        finally:
+            for request_id in names:
+                self.abort(request_id)
+                self._mail.pop(request_id, None)
+
+    def _collect(self, request_id: str, names: dict[str, str]) -> Iterator[Chunk]:
+        """Hand out what came for one request of `generate`, and forget the request after its end."""
+        mail = self._mail[request_id]
+        while mail:
+            chunk = mail.popleft()
+            yield replace(chunk, request_id=names[request_id])
+        if request_id not in self._live:
+            del names[request_id], self._mail[request_id]
+
+    def _advance(self) -> None:
+        """One step: schedule, run, sample, hand out."""
+        self._end_overdue()
+        segments = self._scheduler.schedule()
+        if not segments:
+            return
+        self._mark_started(segments)
+        copies, self._pool.copies = self._pool.copies, []
+        logits_BV = self._runner.run(segments, copies)
+        self._scheduler.advance(segments)
+        rows, samples = self._sampling(segments)
+        if samples:
+            drawn = sample(
+                logits_BV if len(rows) == logits_BV.size(0) else logits_BV[rows],
+                [it.draw for it in samples],
+                [it.sequence.tokens for it in samples],
+            )
+            now = self._clock()
+            for one, token in zip(samples, drawn, strict=True):
+                self._send(one.take(token, now, self._tokenizer.token_text), one)
+        self._num_steps += 1
+        self._num_computed += sum(segment.end - segment.start for segment in segments)
+        self._num_generated += len(samples)
+
+    def _sampling(self, segments: Sequence[Segment]) -> tuple[list[int], list[Sample]]:
+        """Who samples, and from which row of logits: the samples of one prompt share its row at first."""
+        rows: list[int] = []
+        samples: list[Sample] = []
+        for row, segment in enumerate(segment for segment in segments if segment.is_last):
+            first = self._samples[segment.sequence]
+            samples.append(first)
+            for index in range(1, first.request.num_unborn + 1):
+                rank = (*segment.sequence.rank[:2], index)
+                twin = self._scheduler.fork(segment.sequence, rank)
+                samples.append(self._join(first.request, twin, index))
+            first.request.num_unborn = 0
+            rows += [row] * (len(samples) - len(rows))
+        return rows, samples
+
+    def _join(self, live: LiveRequest, sequence: scheduler.Sequence, index: int) -> Sample:
+        params, prompt = live.request.sampling, live.prompt
+        stopper = Stopper(params, self._tokenizer.stream(), end_ids=prompt.end_ids, newline=prompt.newline)
+        joined = Sample(live, sequence, stopper, Draw(params, live.seed, index))
+        live.samples.append(joined)
+        self._samples[sequence] = joined
+        return joined
+
+    def _mark_started(self, segments: Sequence[Segment]) -> None:
+        now = self._clock()
+        for segment in segments:
+            live = self._samples[segment.sequence].request
+            if live.started_at is None:
+                live.started_at = now
+
+    def _send(self, chunk: Chunk, one: Sample) -> None:
+        """Hand a chunk to whoever waits for it; after a last one the sample is gone."""
+        self._mail.get(chunk.request_id, self._outbox).append(chunk)
+        if chunk.finish_reason is None:
+            return
+        self._scheduler.remove(one.sequence)
+        del self._samples[one.sequence]
+        one.request.samples.remove(one)
+        if not one.request.samples:
+            del self._live[one.request.id]
+
+    def _end(self, live: LiveRequest, reason: FinishReason) -> None:
+        now = self._clock()
+        for index in range(1, live.num_unborn + 1):
+            twin = self._scheduler.fork(live.samples[0].sequence, (*live.samples[0].sequence.rank[:2], index))
+            self._join(live, twin, index)
+        live.num_unborn = 0
+        for one in list(live.samples):
+            self._send(one.end(reason, now), one)
+
+    def _end_overdue(self) -> None:
+        overdue = [live for live in self._live.values() if live.deadline is not None]
+        now = self._clock() if overdue else 0.0
+        for live in overdue:
+            if live.deadline is not None and now >= live.deadline:
+                self._end(live, "deadline")
+
+    def _abort_session(self, session: str) -> None:
+        for live in [live for live in self._live.values() if live.request.session == session]:
+            self._end(live, "abort")

@@ -1,0 +1,124 @@
+"""A model in this process: load it, complete, stream. What `starcoder.load` returns."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypedDict, Unpack
+
+import torch
+
+from starcoder import checkpoint
+from starcoder.engine.engine import Engine, EngineSettings
+from starcoder.errors import ConfigError
+from starcoder.request import (
+    Chunk,
+    Completion,
+    CompletionRequest,
+    ContextFile,
+    Layout,
+    SamplingParams,
+    collect,
+)
+from starcoder.tokenizer import Tokenizer
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Options(TypedDict, total=False):
+    """What `complete` and `stream` take beside the text; see `CompletionRequest` and `SamplingParams`."""
+
+    path: str | None
+    repo: str | None
+    extras: tuple[ContextFile, ...]
+    layout: Layout
+    session: str | None
+    priority: int
+    max_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    repetition_penalty: float
+    frequency_penalty: float
+    presence_penalty: float
+    stop: tuple[str, ...]
+    stop_ids: tuple[int, ...]
+    ignore_eos: bool
+    seed: int | None
+    logprobs: int | None
+    deadline_ms: float | None
+
+
+class Model:
+    """A loaded checkpoint with its tokenizer and engine. A `request.Generator`."""
+
+    def __init__(self, engine: Engine, tokenizer: Tokenizer):
+        self.engine, self.tokenizer = engine, tokenizer
+
+    def complete(self, prefix: str, suffix: str | None = None, **options: Unpack[Options]) -> Completion:
+        """What the model writes after `prefix`, or between `prefix` and `suffix`; greedy by default.
+
+        For several samples or requests at once use `generate`.
+
+        Raises:
+            RequestError: an empty prompt, an option out of range, or more tokens than the context holds.
+        """
+        [[completion]] = collect(self.stream(prefix, suffix, **options)).values()
+        return completion
+
+    def stream(self, prefix: str, suffix: str | None = None, **options: Unpack[Options]) -> Iterator[Chunk]:
+        """Like `complete`, piece by piece: `for chunk in model.stream("..."): print(chunk.text, end="")`.
+
+        Raises:
+            RequestError: as `complete`, when the first chunk is asked for.
+        """
+        return self.generate([_request(prefix, suffix, options)])
+
+    def generate(self, requests: Sequence[CompletionRequest]) -> Iterator[Chunk]:
+        """Serve requests together; see `Engine.generate`."""
+        return self.engine.generate(requests)
+
+
+def load(
+    model: str | Path | None = None,
+    *,
+    device: str | None = None,
+    dtype: str | torch.dtype | None = None,
+    threads: int | None = None,
+    settings: EngineSettings | None = None,
+) -> Model:
+    """Load a checkpoint for use in this process.
+
+    `model` is a local folder, a hub id, or None for the bundled model. `device` None is the CPU, "auto"
+    is CUDA where there is one. `dtype` None is float32 on a CPU, where prefill in bfloat16 is five times
+    slower, and the checkpoint's own elsewhere. `threads` sets torch's thread count for the whole process.
+
+    Raises:
+        CheckpointError: files missing, broken or of another family.
+        ConfigError: no such device or dtype.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = device or "cpu"
+    if dtype is None and device == "cpu":
+        dtype = "float32"
+    folder = checkpoint.resolve(model)
+    tokenizer = Tokenizer.load(folder)
+    transformer = checkpoint.load(folder, device=device, dtype=_dtype(dtype))
+    return Model(Engine(transformer, tokenizer, settings=settings), tokenizer)
+
+
+def _dtype(name: str | torch.dtype | None) -> torch.dtype | None:
+    if isinstance(name, str):
+        if name not in _DTYPES:
+            raise ConfigError(f"dtype is {name!r}; expected one of {', '.join(_DTYPES)}")
+        return _DTYPES[name]
+    return name
+
+
+def _request(prefix: str, suffix: str | None, options: Options) -> CompletionRequest:
+    names = {field.name for field in fields(SamplingParams)}
+    sampling: dict[str, Any] = {name: value for name, value in options.items() if name in names}
+    others: dict[str, Any] = {name: value for name, value in options.items() if name not in names}
+    return CompletionRequest(prefix=prefix, suffix=suffix, sampling=SamplingParams(**sampling), **others)

@@ -1,0 +1,46 @@
+"""The runner: a scheduled step becomes tensors, one forward pass and the logits of the rows that sample.
+
+The seam for faster execution: whatever offers `run` with this contract can stand in its place.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from starcoder.engine.cache import Cache
+from starcoder.engine.scheduler import Segment
+from starcoder.model import Transformer
+
+
+class Runner:
+    """Runs steps of `model` over `cache`, on the model's device."""
+
+    def __init__(self, model: Transformer, cache: Cache):
+        self._model, self._cache = model, cache
+        self._device = model.embed.weight.device
+
+    @torch.inference_mode()
+    def run(self, segments: Sequence[Segment], copies: Sequence[tuple[int, int]]) -> Tensor:
+        """Logits (B, V), one row for each segment that `is_last`, in order.
+
+        First carries out `copies` of blocks, then stores keys and values of the segments' tokens.
+        """
+        self._cache.copy(copies)
+        tokens = [token for segment in segments for token in segment.tokens]
+        positions = [at for segment in segments for at in range(segment.start, segment.end)]
+        tokens_BT, positions_BT = torch.tensor([[tokens], [positions]], device=self._device)
+        hidden_BTD = self._model(tokens_BT, positions_BT, self._cache.attend(segments))
+        logits_BV: Tensor = self._model.head(_last_rows(hidden_BTD[0], segments))
+        return logits_BV
+
+
+def _last_rows(hidden_TD: Tensor, segments: Sequence[Segment]) -> Tensor:
+    rows, end = [], 0
+    for segment in segments:
+        end += segment.end - segment.start
+        if segment.is_last:
+            rows.append(end - 1)
+    if len(rows) == hidden_TD.size(0):  # all decode
+        return hidden_TD
+    return hidden_TD[torch.tensor(rows, dtype=torch.long, device=hidden_TD.device)]
