@@ -78,14 +78,20 @@ def _download(hub_id: str) -> Path:
             f"check the name; if {page} is private, run `hf auth login`",
         ) from None
     except errors.LocalEntryNotFoundError as error:
+        if isinstance(error.__cause__, errors.HfHubHTTPError):
+            raise _failed(hub_id, error.__cause__) from None
         raise CheckpointError(
             f"'{hub_id}' is not on this machine, and the hub cannot be reached: {first_line(error)}",
             "connect to the network and try again, or give a local folder",
         ) from None
-    # The HTTP library's own errors; which library that is changed with huggingface_hub's versions.
+    # The HTTP library's own errors; which library that is changes with huggingface_hub's versions.
     except (errors.HTTPError, OSError) as error:  # type: ignore[attr-defined]
-        raise CheckpointError(
-            f"the download of '{hub_id}' failed: {first_line(error)}",
-            f"try again, it goes on where it stopped; if access is denied, accept the licence at {page} "
-            "and run `hf auth login`",
-        ) from None
+        raise _failed(hub_id, error) from None
+
+
+def _failed(hub_id: str, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"the download of '{hub_id}' failed: {first_line(error)}",
+        "try again, it goes on where it stopped; if access is denied, accept the licence at "
+        f"https://huggingface.co/{hub_id} and run `hf auth login`",
+    )

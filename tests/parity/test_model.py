@@ -77,8 +77,8 @@ def test_half_precision_stays_close_to_float32(variant, dtype, tmp_path):
 
     assert half.embed.weight.dtype == half.blocks[0].attention.qkv.weight.dtype == dtype
     ours, theirs = our_logits(half, tokens).float(), their_logits(folder, tokens)
-    # Rounding to 8 bits of mantissa in every layer: 3 % of the logits' size, measured 1 to 2 %.
-    assert (ours - theirs).norm() / theirs.norm() < 0.03
+    # Twice the error measured for bfloat16, whose 8 bits of mantissa round after every operation.
+    assert (ours - theirs).norm() / theirs.norm() < 0.012
 
 
 @pytest.mark.parametrize("variant", ["bigcode-multi-head", "starcoder2"])
