@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from starcoder.config import ModelConfig
+    from starcoder.engine.engine import Engine, EngineSettings
+    from starcoder.engine.local import Model, load
     from starcoder.errors import (
         CapacityError,
         CheckpointError,
@@ -36,7 +38,10 @@ __all__ = [
     "CompletionRequest",
     "ConfigError",
     "ContextFile",
+    "Engine",
+    "EngineSettings",
     "Generator",
+    "Model",
     "ModelConfig",
     "RequestError",
     "SamplingParams",
@@ -44,10 +49,11 @@ __all__ = [
     "StarcoderError",
     "TokenLogprob",
     "Usage",
+    "load",
 ]
 
 # In this order, so that a light name never imports torch.
-_HOMES = ("starcoder.errors", "starcoder.config", "starcoder.request")
+_HOMES = ("starcoder.errors", "starcoder.config", "starcoder.request", "starcoder.engine.local")
 
 
 def __getattr__(name: str) -> object:

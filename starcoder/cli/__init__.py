@@ -5,18 +5,20 @@ verb that needs it runs.
 """
 
 import os
+import re
 import sys
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
-from cyclopts import App, ArgumentCollection, CycloptsError, Parameter
+from cyclopts import App, ArgumentCollection, CycloptsError, Parameter, UnknownOptionError
 from cyclopts.config import Dict
 
 from starcoder import __version__
 from starcoder.cli import complete, doctor, generate, mistakes, pretrain
 from starcoder.errors import ConfigError, StarcoderError
 
+_OPTION = re.compile(r"--?[A-Za-z][\w-]*(=.*)?", re.DOTALL)
 _BROKEN_PIPE = 141  # what a shell reports for a program that SIGPIPE ended
 
 
@@ -52,7 +54,7 @@ def build() -> App:
         name="starcoder",
         help="Complete code with StarCoder models on your own machine.",
         version=__version__,
-        config=_read_config,
+        config=(_refuse_unknown_options, _read_config),
         default_parameter=Parameter(negative=()),
         help_format="plaintext",
     )
@@ -67,6 +69,14 @@ def _dispatch(arguments: Sequence[str]) -> None:
     except CycloptsError as error:
         raise mistakes.explain(error) from None
     run(*bound.args, **bound.kwargs)
+
+
+def _refuse_unknown_options(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """`-` and "-- a comment" are texts; what looks like an option and was not taken as one is a mistake."""
+    for argument in arguments:
+        for token in argument.tokens:
+            if token.keyword is None and _OPTION.fullmatch(token.value):
+                raise UnknownOptionError(token=token, argument_collection=arguments)
 
 
 def _read_config(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:

@@ -2,24 +2,20 @@
 
 from typing import Annotated
 
-from cyclopts import Parameter
-
-from starcoder.cli.options import AskOptions
+from starcoder.cli.options import TEXT, AskOptions
 from starcoder.cli.output import answer
 from starcoder.cli.source import Cursor, checked, read_prompt, read_text
 from starcoder.errors import ConfigError, RequestError
 from starcoder.prompts import split_marker
 from starcoder.request import CompletionRequest
 
-_TEXT = Parameter(allow_leading_hyphen=True)
-
 
 def run(
-    target: str | None = None,
+    target: Annotated[str | None, TEXT] = None,
     /,
     *,
-    prefix: Annotated[str | None, _TEXT] = None,
-    suffix: Annotated[str | None, _TEXT] = None,
+    prefix: Annotated[str | None, TEXT] = None,
+    suffix: Annotated[str | None, TEXT] = None,
     options: AskOptions = AskOptions(),
 ) -> None:
     """Infill at the cursor of a file, or between --prefix and --suffix.

@@ -1,13 +1,15 @@
 """`starcoder generate`: complete a prompt, or fill the place that a marker in it shows."""
 
-from starcoder.cli.options import AskOptions
+from typing import Annotated
+
+from starcoder.cli.options import TEXT, AskOptions
 from starcoder.cli.output import answer
 from starcoder.cli.source import read_prompt
 from starcoder.prompts import split_marker
 from starcoder.request import CompletionRequest
 
 
-def run(prompt: str | None = None, /, *, options: AskOptions = AskOptions()) -> None:
+def run(prompt: Annotated[str | None, TEXT] = None, /, *, options: AskOptions = AskOptions()) -> None:
     """Complete a prompt, left to right, or fill the place marked <FILL_HERE> in it.
 
     Text appears as it is made. On a terminal the prompt is shown with it,

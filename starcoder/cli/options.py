@@ -10,7 +10,8 @@ from starcoder.errors import ConfigError
 from starcoder.request import Layout, SamplingParams
 
 _DEFAULT = SamplingParams()
-_TEXT = Parameter(allow_leading_hyphen=True, show_default=False)
+# For values that may be any text, such as "-", "-- a comment" or "->".
+TEXT = Parameter(allow_leading_hyphen=True, show_default=False)
 _FLAG = Parameter(show_default=False)
 
 
@@ -22,11 +23,11 @@ class ModelOptions:
     model: Annotated[str | None, Parameter(alias="-m")] = None
     """A checkpoint folder or a Hugging Face id (bigcode/starcoder2-3b); the bundled model if not given."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """Type of the weights; as stored if not given."""
+    """Type of the weights; float32 on a CPU and as stored elsewhere if not given."""
     device: str | None = None
-    """cpu, cuda or cuda:1; cpu if not given."""
+    """cpu, cuda, cuda:1 or auto; cpu if not given."""
     threads: int | None = None
-    """CPU threads; one per physical core if not given."""
+    """CPU threads; torch's choice if not given."""
 
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:
@@ -46,7 +47,7 @@ class SamplingOptions:
     """Keep the most probable tokens that together have this probability."""
     top_k: int = _DEFAULT.top_k
     """Keep this many of the most probable tokens; 0 keeps all."""
-    stop: Annotated[tuple[str, ...], _TEXT] = _DEFAULT.stop
+    stop: Annotated[tuple[str, ...], TEXT] = _DEFAULT.stop
     """End before this text; may be given several times."""
     seed: int | None = _DEFAULT.seed
     """Makes sampling repeatable."""
