@@ -1,0 +1,51 @@
+"""Builds the optional native kernels: one plain shared library that holds every instruction-set variant.
+
+Where there is no C++ compiler the installation succeeds without it, and torch runs instead.
+"""
+
+import platform
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+FOLDER = "starcoder/kernels/csrc"
+# No -march=native: a wheel runs on other machines, and the library asks the processor what it has.
+FLAGS = ["-std=c++17", "-O3", "-g0", "-fno-math-errno", "-ffp-contract=off", "-pthread"]
+# gcc 12 takes its own AVX-512 header for uninitialized.
+QUIET = ["-Wno-uninitialized", "-Wno-maybe-uninitialized"]
+VARIANTS = {
+    "x86_64": {
+        "avx2": ["-mavx2", "-mfma"],
+        "avx512": ["-mavx2", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vnni", *QUIET],
+    },
+    "arm64": {"neon": ["-march=armv8.2-a+dotprod"]},
+}
+
+
+def variants() -> dict[str, list[str]]:
+    machine = platform.machine().lower()
+    return VARIANTS.get({"amd64": "x86_64", "aarch64": "arm64"}.get(machine, machine), {})
+
+
+class BuildNative(build_ext):
+    """Each variant's file gets its own flags; nothing of Python is linked."""
+
+    def build_extension(self, ext: Extension) -> None:
+        objects = []
+        for source in ext.sources:
+            name = source.rsplit("variant_", 1)[-1].removesuffix(".cpp")
+            flags = FLAGS + variants().get(name, [])
+            objects += self.compiler.compile([source], output_dir=self.build_temp, extra_postargs=flags)
+        target = self.get_ext_fullpath(ext.name)
+        self.compiler.link_shared_object(objects, target, extra_postargs=["-pthread"], target_lang="c++")
+
+
+files = ["pool", "step", "dispatch", "variant_portable", *(f"variant_{name}" for name in variants())]
+native = Extension(
+    "starcoder.kernels._native",
+    [f"{FOLDER}/{name}.cpp" for name in files],
+    depends=[f"{FOLDER}/{name}" for name in ("starcoder.h", "kernels.h", "pool.h", "variant.inl")],
+    language="c++",
+    optional=True,
+)
+setup(ext_modules=[native], cmdclass={"build_ext": BuildNative})

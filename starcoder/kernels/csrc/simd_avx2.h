@@ -1,0 +1,128 @@
+// AVX2 and FMA: products of bytes through vpmaddubsw, summed in 16 bits as far as they fit.
+#include <immintrin.h>
+
+#include "kernels.h"
+
+namespace {
+constexpr int W = 8;
+constexpr bool kBiased = true;
+constexpr const char *kName = "avx2";
+typedef float F __attribute__((vector_size(32)));
+typedef int32_t I __attribute__((vector_size(32)));
+constexpr int NV = COLUMNS / W;
+
+inline F fma(F a, F b, F c) { return (F)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
+
+inline F load_bfloat16(const uint16_t *p) {
+  return (F)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)), 16);
+}
+
+inline __m256i load_bytes(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
+
+inline __m256i four(const int8_t *a) {
+  int32_t bits;
+  __builtin_memcpy(&bits, a, 4);
+  return _mm256_set1_epi32(bits);
+}
+
+// Nibbles times signed bytes: 2 * 15 * 127 per product, so eight of them fit 16 bits.
+template <int R>
+inline void dot_int4(const uint8_t *w, const int8_t *a, int64_t stride, int inputs, I (&d)[R][NV]) {
+  const __m256i mask = _mm256_set1_epi8(15), one = _mm256_set1_epi16(1);
+  for (int r = 0; r < R; r++) d[r][0] = d[r][1] = I{};
+  for (int k = 0; k < inputs; k += 32, w += 256) {
+    __m256i s[R][2];
+    for (int i = 0; i < 4; i++) {
+      _mm_prefetch((const char *)w + i * 64 + 2048, _MM_HINT_T0);
+      const __m256i w0 = load_bytes(w + i * 64), w1 = load_bytes(w + i * 64 + 32);
+      const __m256i low0 = _mm256_and_si256(w0, mask), low1 = _mm256_and_si256(w1, mask);
+      const __m256i high0 = _mm256_and_si256(_mm256_srli_epi16(w0, 4), mask);
+      const __m256i high1 = _mm256_and_si256(_mm256_srli_epi16(w1, 4), mask);
+      for (int r = 0; r < R; r++) {
+        const __m256i a0 = four(a + r * stride + k + i * 8), a1 = four(a + r * stride + k + i * 8 + 4);
+        const __m256i p0 = _mm256_add_epi16(_mm256_maddubs_epi16(low0, a0), _mm256_maddubs_epi16(high0, a1));
+        const __m256i p1 = _mm256_add_epi16(_mm256_maddubs_epi16(low1, a0), _mm256_maddubs_epi16(high1, a1));
+        s[r][0] = i ? _mm256_add_epi16(s[r][0], p0) : p0;
+        s[r][1] = i ? _mm256_add_epi16(s[r][1], p1) : p1;
+      }
+    }
+    for (int r = 0; r < R; r++)
+      for (int v = 0; v < 2; v++) d[r][v] += (I)_mm256_madd_epi16(s[r][v], one);
+  }
+}
+
+// The same with the nibbles already apart.
+template <int R>
+inline void dot_bytes(const uint8_t *w, const int8_t *a, int64_t stride, int inputs, I (&d)[R][NV]) {
+  const __m256i one = _mm256_set1_epi16(1);
+  for (int r = 0; r < R; r++) d[r][0] = d[r][1] = I{};
+  for (int k = 0; k < inputs; k += 32, w += 512) {
+    __m256i s[R][2];
+    for (int i = 0; i < 8; i++) {
+      const __m256i w0 = load_bytes(w + i * 64), w1 = load_bytes(w + i * 64 + 32);
+      for (int r = 0; r < R; r++) {
+        const __m256i x = four(a + r * stride + k + i * 4);
+        const __m256i p0 = _mm256_maddubs_epi16(w0, x), p1 = _mm256_maddubs_epi16(w1, x);
+        s[r][0] = i ? _mm256_add_epi16(s[r][0], p0) : p0;
+        s[r][1] = i ? _mm256_add_epi16(s[r][1], p1) : p1;
+      }
+    }
+    for (int r = 0; r < R; r++)
+      for (int v = 0; v < 2; v++) d[r][v] += (I)_mm256_madd_epi16(s[r][v], one);
+  }
+}
+
+// Activations plus 128 times signed weights; the promise on neighbours keeps each pair within 16 bits.
+template <int R>
+inline void dot_int8(const uint8_t *w, const int8_t *a, int64_t stride, int inputs, I (&d)[R][NV]) {
+  const __m256i one = _mm256_set1_epi16(1);
+  for (int r = 0; r < R; r++) d[r][0] = d[r][1] = I{};
+  for (int k = 0; k < inputs; k += 4, w += 64) {
+    _mm_prefetch((const char *)w + 2048, _MM_HINT_T0);
+    const __m256i w0 = load_bytes(w), w1 = load_bytes(w + 32);
+    for (int r = 0; r < R; r++) {
+      const __m256i x = four(a + r * stride + k);
+      d[r][0] += (I)_mm256_madd_epi16(_mm256_maddubs_epi16(x, w0), one);
+      d[r][1] += (I)_mm256_madd_epi16(_mm256_maddubs_epi16(x, w1), one);
+    }
+  }
+}
+
+// Sums of weights, times 128: what the bias of activations adds.
+inline void sum_int8(const uint8_t *w, int inputs, I (&s)[NV]) {
+  const __m256i one = _mm256_set1_epi16(1), ones = _mm256_set1_epi8(1);
+  __m256i sum[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
+  for (int k = 0; k < inputs; k += 4, w += 64)
+    for (int v = 0; v < 2; v++)
+      sum[v] = _mm256_add_epi16(sum[v], _mm256_maddubs_epi16(ones, load_bytes(w + 32 * v)));
+  for (int v = 0; v < 2; v++) s[v] = (I)_mm256_slli_epi32(_mm256_madd_epi16(sum[v], one), 7);
+}
+
+inline void unpack(const uint8_t *line, uint8_t *out) {
+  const __m256i mask = _mm256_set1_epi8(15);
+  for (int v = 0; v < 64; v += 32) {
+    const __m256i w = load_bytes(line + v);
+    _mm256_storeu_si256((__m256i *)(out + v), _mm256_and_si256(w, mask));
+    _mm256_storeu_si256((__m256i *)(out + 64 + v), _mm256_and_si256(_mm256_srli_epi16(w, 4), mask));
+  }
+}
+
+constexpr int T = 8;
+inline void transpose(const float *const *rows, float *out, int64_t stride) {
+  __m256 r[8], t[8];
+  for (int i = 0; i < 8; i++) r[i] = _mm256_loadu_ps(rows[i]);
+  for (int i = 0; i < 8; i += 2) {
+    t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
+    t[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
+  }
+  for (int i = 0; i < 8; i += 4)
+    for (int j = 0; j < 2; j++) {
+      r[i + 2 * j] = _mm256_shuffle_ps(t[i + j], t[i + j + 2], 0x44);
+      r[i + 2 * j + 1] = _mm256_shuffle_ps(t[i + j], t[i + j + 2], 0xEE);
+    }
+  for (int j = 0; j < 4; j++) {
+    _mm256_storeu_ps(out + j * stride, _mm256_permute2f128_ps(r[j], r[j + 4], 0x20));
+    _mm256_storeu_ps(out + (j + 4) * stride, _mm256_permute2f128_ps(r[j], r[j + 4], 0x31));
+  }
+}
+}  // namespace

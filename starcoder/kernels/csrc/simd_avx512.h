@@ -1,0 +1,82 @@
+// AVX-512 with VNNI: four products of bytes summed into 32 bits by one instruction.
+#include <immintrin.h>
+
+#include "kernels.h"
+
+namespace {
+constexpr int W = 16;
+constexpr bool kBiased = true;
+constexpr const char *kName = "avx512_vnni";
+typedef float F __attribute__((vector_size(64)));
+typedef int32_t I __attribute__((vector_size(64)));
+constexpr int NV = COLUMNS / W;
+
+inline F fma(F a, F b, F c) { return (F)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
+
+inline F load_bfloat16(const uint16_t *p) {
+  return (F)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16);
+}
+
+inline __m512i four(const int8_t *a) {
+  int32_t bits;
+  __builtin_memcpy(&bits, a, 4);
+  return _mm512_set1_epi32(bits);
+}
+
+template <int R>
+inline void dot_int4(const uint8_t *w, const int8_t *a, int64_t stride, int inputs, I (&d)[R][NV]) {
+  const __m512i mask = _mm512_set1_epi8(15);
+  for (int r = 0; r < R; r++) d[r][0] = I{};
+  for (int k = 0; k < inputs; k += 8, w += 64) {
+    _mm_prefetch((const char *)w + 2048, _MM_HINT_T0);
+    const __m512i line = _mm512_loadu_si512(w), low = _mm512_and_si512(line, mask);
+    const __m512i high = _mm512_and_si512(_mm512_srli_epi16(line, 4), mask);
+    for (int r = 0; r < R; r++) {
+      const __m512i sum = _mm512_dpbusd_epi32((__m512i)d[r][0], low, four(a + r * stride + k));
+      d[r][0] = (I)_mm512_dpbusd_epi32(sum, high, four(a + r * stride + k + 4));
+    }
+  }
+}
+
+template <int R>
+inline void dot_bytes(const uint8_t *w, const int8_t *a, int64_t stride, int inputs, I (&d)[R][NV]) {
+  for (int r = 0; r < R; r++) d[r][0] = I{};
+  for (int k = 0; k < inputs; k += 4, w += 64) {
+    const __m512i line = _mm512_loadu_si512(w);
+    for (int r = 0; r < R; r++)
+      d[r][0] = (I)_mm512_dpbusd_epi32((__m512i)d[r][0], line, four(a + r * stride + k));
+  }
+}
+
+template <int R>
+inline void dot_int8(const uint8_t *w, const int8_t *a, int64_t stride, int inputs, I (&d)[R][NV]) {
+  for (int r = 0; r < R; r++) d[r][0] = I{};
+  for (int k = 0; k < inputs; k += 4, w += 64) {
+    _mm_prefetch((const char *)w + 2048, _MM_HINT_T0);
+    const __m512i line = _mm512_loadu_si512(w);
+    for (int r = 0; r < R; r++)
+      d[r][0] = (I)_mm512_dpbusd_epi32((__m512i)d[r][0], four(a + r * stride + k), line);
+  }
+}
+
+inline void sum_int8(const uint8_t *w, int inputs, I (&s)[NV]) {
+  __m512i sum = _mm512_setzero_si512();
+  for (int k = 0; k < inputs; k += 4, w += 64)
+    sum = _mm512_dpbusd_epi32(sum, _mm512_set1_epi8(1), _mm512_loadu_si512(w));
+  s[0] = (I)_mm512_slli_epi32(sum, 7);
+}
+
+inline void unpack(const uint8_t *line, uint8_t *out) {
+  const __m512i mask = _mm512_set1_epi8(15), w = _mm512_loadu_si512(line);
+  _mm512_storeu_si512(out, _mm512_and_si512(w, mask));
+  _mm512_storeu_si512(out + 64, _mm512_and_si512(_mm512_srli_epi16(w, 4), mask));
+}
+
+constexpr int T = 4;
+inline void transpose(const float *const *rows, float *out, int64_t stride) {
+  __m128 r[4];
+  for (int i = 0; i < 4; i++) r[i] = _mm_loadu_ps(rows[i]);
+  _MM_TRANSPOSE4_PS(r[0], r[1], r[2], r[3]);
+  for (int i = 0; i < 4; i++) _mm_storeu_ps(out + i * stride, r[i]);
+}
+}  // namespace

@@ -1,0 +1,62 @@
+// Plain C++ with the compiler's own vectors: runs anywhere, shows what the other variants must compute.
+#include "kernels.h"
+
+namespace {
+constexpr int W = 4;  // floats in a vector
+constexpr bool kBiased = false;
+constexpr const char *kName = "portable";
+typedef float F __attribute__((vector_size(16)));
+typedef int32_t I __attribute__((vector_size(16)));
+constexpr int NV = COLUMNS / W;
+
+inline F fma(F a, F b, F c) { return a * b + c; }
+
+inline F load_bfloat16(const uint16_t *p) {
+  I bits;
+  for (int i = 0; i < W; i++) bits[i] = (int32_t)((uint32_t)p[i] << 16);
+  return (F)bits;
+}
+
+template <int R>
+void dot_int4(const uint8_t *w, const int8_t *a, int64_t stride, int inputs, I (&d)[R][NV]) {
+  for (int r = 0; r < R; r++)
+    for (int c = 0; c < COLUMNS; c++) {
+      int32_t sum = 0;
+      for (int k = 0; k < inputs; k++) {
+        const int byte = w[k / 8 * 64 + 4 * c + k % 4];
+        sum += (k & 4 ? byte >> 4 : byte & 15) * a[r * stride + k];
+      }
+      d[r][c / W][c % W] = sum;
+    }
+}
+
+template <int R>
+void dot_bytes(const uint8_t *w, const int8_t *a, int64_t stride, int inputs, I (&d)[R][NV]) {
+  for (int r = 0; r < R; r++)
+    for (int c = 0; c < COLUMNS; c++) {
+      int32_t sum = 0;
+      for (int k = 0; k < inputs; k++) sum += (int8_t)w[k / 4 * 64 + 4 * c + k % 4] * a[r * stride + k];
+      d[r][c / W][c % W] = sum;
+    }
+}
+
+template <int R>
+void dot_int8(const uint8_t *w, const int8_t *a, int64_t stride, int inputs, I (&d)[R][NV]) {
+  dot_bytes<R>(w, a, stride, inputs, d);
+}
+
+// Sums of weights, times 128: what the bias of activations adds. None here.
+inline void sum_int8(const uint8_t *, int, I (&s)[NV]) {
+  for (int v = 0; v < NV; v++) s[v] = I{};
+}
+
+inline void unpack(const uint8_t *line, uint8_t *out) {  // 8 inputs of 16 columns
+  for (int i = 0; i < 64; i++) out[i] = line[i] & 15, out[64 + i] = line[i] >> 4;
+}
+
+constexpr int T = 4;
+inline void transpose(const float *const *rows, float *out, int64_t stride) {
+  for (int i = 0; i < T; i++)
+    for (int j = 0; j < T; j++) out[j * stride + i] = rows[i][j];
+}
+}  // namespace

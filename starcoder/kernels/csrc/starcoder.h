@@ -1,0 +1,68 @@
+// The plain C interface of the native library, as `starcoder/kernels/native.py` sees it through ctypes.
+//
+// Packed weights: 16 output columns side by side. One "line" holds the same few inputs of 16 columns:
+//   int8  64 bytes = inputs k..k+3:  byte 4 c + j is input k + j of column c, signed
+//   int4  64 bytes = inputs k..k+7:  low nibble of byte 4 c + j is input k + j of column c, high nibble k + 4 + j,
+//                                    both plus 8
+// A block of 16 columns is K / 4 (int8) or K / 8 (int4) lines, K rounded up to whole groups; blocks follow each other.
+// Scales are bfloat16, [block][group][16 columns]. Columns and inputs that pad are zero.
+// int8 weights promise that two neighbours of one sign (inputs 2 i and 2 i + 1) add up to at most 128 in size: then
+// 8-bit products sum in 16 bits without saturation on processors that have nothing better.
+#pragma once
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum { SC_FLOAT32 = 1, SC_INT8 = 2, SC_INT4 = 3 };
+
+typedef struct {
+  int32_t kind, columns, inputs, group;  // columns: outputs; group: inputs per scale (32, 64, 128 or 256)
+  const void *data;                      // packed, or row-major floats [columns][inputs]
+  const uint16_t *scales;
+  const float *bias;  // or null
+} ScLinear;
+
+typedef struct {
+  const float *norm1_weight, *norm1_bias, *norm2_weight, *norm2_bias;
+  ScLinear qkv, out, up, down;
+} ScBlock;
+
+typedef struct {
+  int32_t num_layers, hidden, inner, num_heads, num_kv_heads, head_size, window, gelu_tanh;
+  float norm_eps;
+  const float *frequencies;  // rotary, head_size / 2 of them; null: learned positions
+  ScLinear embed, positions, head;
+  const float *norm_weight, *norm_bias;
+  const ScBlock *blocks;
+} ScModel;
+
+typedef struct {
+  int32_t num_tokens, num_segments, num_rows, block_size, table_stride;
+  const int32_t *tokens, *places;  // places: positions
+  const int32_t *news, *pasts;     // per segment: new tokens and tokens before them
+  const int32_t *tables;           // [segment][table_stride] block numbers
+  float *keys, *values;            // [layer][block][block_size][kv heads][head_size]
+  int64_t layer_stride;            // floats from one layer to the next
+  const int32_t *rows;             // which tokens are wanted
+  float *hidden;                   // [num_rows][hidden] after the last norm, or null
+  float *logits;                   // [num_rows][vocabulary], or null
+} ScStep;
+
+const char *sc_isa(int32_t index);     // names of the variants this processor runs, best first; null past the end
+int32_t sc_threads(int32_t threads);   // what a request for that many threads gets
+void *sc_workspace_new(void);
+void sc_workspace_free(void *);
+// y[rows][columns] = x[rows][inputs] W^T + bias. 0, or -1 when memory is short.
+int32_t sc_linear(void *workspace, const char *isa, int32_t threads, const ScLinear *, int32_t rows, const float *x,
+                  float *y);
+// Whole rows of a table back to floats.
+void sc_lookup(const ScLinear *, int32_t rows, const int32_t *which, float *y);
+int32_t sc_step(void *workspace, const char *isa, int32_t threads, const ScModel *, const ScStep *);
+// Bytes read over seconds by the same threads that run the kernels.
+double sc_bandwidth(int32_t threads, const void *data, int64_t size_bytes);
+
+#ifdef __cplusplus
+}
+#endif

@@ -1,0 +1,385 @@
+// The kernels over one variant's vectors: include a simd_*.h first, then this. Nothing here may call the standard
+// library's templates: their code would be shared between variants.
+#include <math.h>
+#include <string.h>
+
+namespace {
+
+inline F load(const float *p) {
+  F v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+inline void store(float *p, F v) { memcpy(p, &v, sizeof v); }
+inline F spread(float x) { return x - F{}; }
+inline I spread_int(int32_t x) { return x - I{}; }
+inline F to_float(I v) { return __builtin_convertvector(v, F); }
+inline F larger(F a, F b) { return a > b ? a : b; }
+inline F smaller(F a, F b) { return a < b ? a : b; }
+inline float sum_of(F v) {
+  float sum = 0;
+  for (int i = 0; i < W; i++) sum += v[i];
+  return sum;
+}
+inline float top_of(F v) {
+  float top = v[0];
+  for (int i = 1; i < W; i++) top = v[i] > top ? v[i] : top;
+  return top;
+}
+template <class X>
+inline X least(X a, X b) {
+  return a < b ? a : b;
+}
+
+// Adding and taking away 1.5 * 2^23 leaves the nearest integer.
+inline F nearest(F x) { return (x + spread(12582912.f)) - spread(12582912.f); }
+
+// e^x within 2e-7 of the value. Source: Cephes `expf.c`.
+inline F exponential(F x) {
+  x = smaller(larger(x, spread(-87.f)), spread(88.f));
+  const F n = nearest(x * spread(1.44269504088896341f));
+  const F f = fma(n, spread(2.12194440e-4f), fma(n, spread(-0.693359375f), x));
+  F p = spread(1.9875691500e-4f);
+  p = fma(p, f, spread(1.3981999507e-3f));
+  p = fma(p, f, spread(8.3334519073e-3f));
+  p = fma(p, f, spread(4.1665795894e-2f));
+  p = fma(p, f, spread(1.6666665459e-1f));
+  p = fma(p, f, spread(5.0000001201e-1f));
+  p = fma(p, f * f, f) + spread(1.f);
+  const I power = (__builtin_convertvector(n, I) + spread_int(127)) << 23;
+  return p * (F)power;
+}
+
+inline F gelu_tanh(F x) {
+  const F cube = x * x * x;
+  const F u = spread(1.5957691216057308f) * fma(spread(0.044715f), cube, x);  // 2 sqrt(2 / pi) (x + ...)
+  return x / (spread(1.f) + exponential(-u));
+}
+
+// 0.5 x (1 + erf(x / sqrt 2)), erf within 1.5e-7. Source: Abramowitz and Stegun 7.1.26.
+inline F gelu_erf(F x) {
+  const F z = x * spread(0.70710678118654752f), size = z < spread(0.f) ? -z : z;
+  const F t = spread(1.f) / fma(spread(0.3275911f), size, spread(1.f));
+  F p = spread(1.061405429f);
+  p = fma(p, t, spread(-1.453152027f));
+  p = fma(p, t, spread(1.421413741f));
+  p = fma(p, t, spread(-0.284496736f));
+  p = fma(p, t, spread(0.254829592f));
+  const F tail = p * t * exponential(-size * size);  // 1 - erf(size)
+  const F twice = z < spread(0.f) ? tail : spread(2.f) - tail;
+  return spread(0.5f) * x * twice;
+}
+
+void quantize(const float *x, int32_t kind, int32_t inputs, int32_t group, const Activations *out, int32_t row) {
+  const int bias = kind == SC_INT8 && kBiased ? 128 : 0;
+  const int per_block = K_BLOCK / group;
+  for (int32_t k = 0, g = 0; k < inputs; k += group, g++) {
+    const int64_t at = (int64_t)(g / per_block) * out->rows + row;
+    int8_t *to = out->integers + at * K_BLOCK + g % per_block * group;
+    const int32_t size = least(group, inputs - k);
+    alignas(64) float part[K_BLOCK];
+    memcpy(part, x + k, size * sizeof(float));
+    memset(part + size, 0, (group - size) * sizeof(float));
+    F top = F{};
+    for (int i = 0; i < group; i += W) {
+      const F v = load(part + i);
+      top = larger(top, larger(v, -v));
+    }
+    const float scale = top_of(top) / 127.f;
+    const F inverse = spread(scale > 0 ? 1.f / scale : 0.f);
+    I sum = I{};
+    for (int i = 0; i < group; i += W) {
+      // A scale too small to invert overflows: keep within the range that integers promise.
+      const F v = smaller(larger(nearest(load(part + i) * inverse), spread(-127.f)), spread(127.f));
+      const I q = __builtin_convertvector(v, I);
+      sum += q;
+      for (int j = 0; j < W; j++) to[i + j] = (int8_t)(q[j] + bias);
+    }
+    int32_t total = 0;
+    for (int i = 0; i < W; i++) total += sum[i];
+    out->scales[at * per_block + g % per_block] = scale;
+    out->sums[at * per_block + g % per_block] = 8 * total;
+  }
+}
+
+inline void finish(const ScLinear *w, const Epilogue *to, int32_t block, int32_t row, const float *c) {
+  const int32_t column = block * COLUMNS, count = least(COLUMNS, w->columns - column);
+  alignas(64) float out[COLUMNS], bias[COLUMNS] = {0};
+  float *y = to->y + row * to->stride + column;
+  if (w->bias) memcpy(bias, w->bias + column, count * sizeof(float));
+  for (int v = 0; v < COLUMNS; v += W) {
+    F t = load(c + v) + load(bias + v);
+    if (to->gelu == 1) t = gelu_tanh(t);
+    if (to->gelu == 2) t = gelu_erf(t);
+    store(out + v, t);
+  }
+  if (to->add)
+    for (int i = 0; i < count; i++) y[i] += out[i];
+  else
+    memcpy(y, out, count * sizeof(float));
+}
+
+// c[R][16] += sums of one group, in the one order that all row counts share.
+template <int R>
+inline void add_group(float *c, const I (&d)[R][NV], const float *scales, int64_t scale_stride, const int32_t *sums,
+                      const I *weight_sums, const F *w) {
+  for (int r = 0; r < R; r++) {
+    const F scale = spread(scales[r * scale_stride]);
+    for (int v = 0; v < NV; v++) {
+      const I whole = d[r][v] - (weight_sums ? weight_sums[v] : spread_int(sums[r * scale_stride]));
+      float *to = c + r * COLUMNS + v * W;
+      store(to, fma(to_float(whole) * scale, w[v], load(to)));
+    }
+  }
+}
+
+struct Group {  // where a group of a packed block starts, and its scales
+  const uint8_t *data;
+  const uint16_t *scales;
+};
+
+inline Group group_of(const ScLinear *w, int32_t block, int32_t g) {
+  const int64_t index = (int64_t)block * ((w->inputs + w->group - 1) / w->group) + g;
+  const int64_t bytes = (int64_t)w->group * COLUMNS / (w->kind == SC_INT4 ? 2 : 1);
+  return {(const uint8_t *)w->data + index * bytes, w->scales + index * COLUMNS};
+}
+
+// A few rows: weights stream once through registers.
+template <int R>
+void direct(const ScLinear *w, const Activations *x, int32_t block, int32_t row, const Epilogue *to) {
+  alignas(64) float c[R * COLUMNS] = {0};
+  const int32_t per_block = K_BLOCK / w->group, groups = (w->inputs + w->group - 1) / w->group;
+  for (int32_t g = 0; g < groups; g++) {
+    const Group part = group_of(w, block, g);
+    const int64_t at = (int64_t)(g / per_block) * x->rows + row;
+    const int8_t *a = x->integers + at * K_BLOCK + g % per_block * w->group;
+    I d[R][NV], weight_sums[NV];
+    F scale[NV];
+    for (int v = 0; v < NV; v++) scale[v] = load_bfloat16(part.scales + v * W);
+    if (w->kind == SC_INT4) {
+      dot_int4<R>(part.data, a, K_BLOCK, w->group, d);
+    } else {
+      dot_int8<R>(part.data, a, K_BLOCK, w->group, d);
+      sum_int8(part.data, w->group, weight_sums);
+    }
+    const int64_t scalar = at * per_block + g % per_block;
+    add_group<R>(c, d, x->scales + scalar, per_block, x->sums + scalar,
+                 w->kind == SC_INT4 ? nullptr : weight_sums, scale);
+  }
+  for (int r = 0; r < R; r++) finish(w, to, block, row + r, c + r * COLUMNS);
+}
+
+struct Panel {  // the weights of one block and k-block, ready for many rows
+  alignas(64) uint8_t bytes[K_BLOCK * COLUMNS];
+  F scale[K_BLOCK / 32][NV];
+  I sums[K_BLOCK / 32][NV];
+};
+
+template <int R>
+void many(const ScLinear *w, const Activations *x, const Panel *panel, const uint8_t *data, int32_t k_block,
+          int32_t groups, int32_t row, float *c) {
+  const int32_t per_block = K_BLOCK / w->group;
+  const int64_t at = (int64_t)k_block * x->rows + row;
+  for (int32_t g = 0; g < groups; g++) {
+    I d[R][NV];
+    const int8_t *a = x->integers + at * K_BLOCK + g * w->group;
+    const uint8_t *from = data + g * w->group * COLUMNS;
+    const int64_t scalar = at * per_block + g;
+    if (w->kind == SC_INT4) {
+      dot_bytes<R>(from, a, K_BLOCK, w->group, d);
+      add_group<R>(c, d, x->scales + scalar, per_block, x->sums + scalar, nullptr, panel->scale[g]);
+    } else {
+      dot_int8<R>(from, a, K_BLOCK, w->group, d);
+      add_group<R>(c, d, x->scales + scalar, per_block, nullptr, panel->sums[g], panel->scale[g]);
+    }
+  }
+}
+
+void panelled(const ScLinear *w, const Activations *x, int32_t block, const Epilogue *to, float *c) {
+  const int32_t per_block = K_BLOCK / w->group, groups = (w->inputs + w->group - 1) / w->group;
+  memset(c, 0, (size_t)x->rows * COLUMNS * sizeof(float));
+  Panel panel;
+  for (int32_t first = 0, k_block = 0; first < groups; first += per_block, k_block++) {
+    const int32_t here = least(per_block, groups - first);
+    const uint8_t *data = group_of(w, block, first).data;
+    for (int32_t g = 0; g < here; g++) {
+      const Group part = group_of(w, block, first + g);
+      for (int v = 0; v < NV; v++) panel.scale[g][v] = load_bfloat16(part.scales + v * W);
+      if (w->kind == SC_INT8) sum_int8(part.data, w->group, panel.sums[g]);
+    }
+    if (w->kind == SC_INT4) {
+      for (int32_t k = 0; k < here * w->group; k += 8) unpack(data + k * 8, panel.bytes + k * COLUMNS);
+      data = panel.bytes;
+    }
+    int32_t row = 0;
+    for (; row + 4 <= x->rows; row += 4) many<4>(w, x, &panel, data, k_block, here, row, c + row * COLUMNS);
+    for (; row + 2 <= x->rows; row += 2) many<2>(w, x, &panel, data, k_block, here, row, c + row * COLUMNS);
+    for (; row < x->rows; row++) many<1>(w, x, &panel, data, k_block, here, row, c + row * COLUMNS);
+  }
+  for (int32_t row = 0; row < x->rows; row++) finish(w, to, block, row, c + row * COLUMNS);
+}
+
+// c[R][16] (+)= a[R][depth] b[depth][16]
+template <int R>
+inline void tile(const float *a, int64_t a_stride, const float *b, int64_t b_stride, int32_t depth, float *c,
+                 int64_t c_stride, bool add) {
+  F sum[R][NV];
+  for (int r = 0; r < R; r++)
+    for (int v = 0; v < NV; v++) sum[r][v] = add ? load(c + r * c_stride + v * W) : F{};
+  for (int32_t k = 0; k < depth; k++) {
+    F right[NV];
+    for (int v = 0; v < NV; v++) right[v] = load(b + k * b_stride + v * W);
+    for (int r = 0; r < R; r++) {
+      const F left = spread(a[r * a_stride + k]);
+      for (int v = 0; v < NV; v++) sum[r][v] = fma(left, right[v], sum[r][v]);
+    }
+  }
+  for (int r = 0; r < R; r++)
+    for (int v = 0; v < NV; v++) store(c + r * c_stride + v * W, sum[r][v]);
+}
+
+void tiles(const float *a, int64_t a_stride, const float *b, int64_t b_stride, int32_t depth, float *c,
+           int64_t c_stride, int32_t rows, bool add) {
+  int32_t r = 0;
+  for (; r + 6 <= rows; r += 6) tile<6>(a + r * a_stride, a_stride, b, b_stride, depth, c + r * c_stride, c_stride, add);
+  for (; r + 3 <= rows; r += 3) tile<3>(a + r * a_stride, a_stride, b, b_stride, depth, c + r * c_stride, c_stride, add);
+  for (; r < rows; r++) tile<1>(a + r * a_stride, a_stride, b, b_stride, depth, c + r * c_stride, c_stride, add);
+}
+
+// out[k][i] = rows[i][k] for 16 rows; missing rows are zero.
+void transposed(const float *const *rows, int32_t count, int32_t depth, float *out, int64_t stride) {
+  static const float zeros[T] = {0};
+  for (int32_t i = 0; i < COLUMNS; i += T) {
+    int32_t k = 0;
+    for (; k + T <= depth; k += T) {
+      const float *part[T];
+      for (int j = 0; j < T; j++) part[j] = i + j < count ? rows[i + j] + k : zeros;
+      transpose(part, out + k * stride + i, stride);
+    }
+    for (; k < depth; k++)
+      for (int j = 0; j < T; j++) out[k * stride + i + j] = i + j < count ? rows[i + j][k] : 0.f;
+  }
+}
+
+void plain(const ScLinear *w, const Activations *x, int32_t block, const Epilogue *to, float *scratch) {
+  float *c = scratch, *panel = scratch + (int64_t)x->rows * COLUMNS;
+  const int32_t column = block * COLUMNS, count = least(COLUMNS, w->columns - column);
+  for (int32_t k = 0; k < w->inputs; k += K_BLOCK) {
+    const int32_t depth = least(K_BLOCK, w->inputs - k);
+    const float *rows[COLUMNS] = {nullptr};
+    for (int i = 0; i < count; i++) rows[i] = (const float *)w->data + (int64_t)(column + i) * w->inputs + k;
+    transposed(rows, count, depth, panel, COLUMNS);
+    tiles(x->x + k, x->stride, panel, COLUMNS, depth, c, COLUMNS, x->rows, k > 0);
+  }
+  for (int32_t row = 0; row < x->rows; row++) finish(w, to, block, row, c + row * COLUMNS);
+}
+
+void linear(const ScLinear *w, const Activations *x, int32_t block, int32_t end, const Epilogue *to, float *scratch) {
+  for (; block < end; block++) {
+    if (w->kind == SC_FLOAT32) {
+      plain(w, x, block, to, scratch);
+    } else if (x->rows > DIRECT_ROWS) {
+      panelled(w, x, block, to, scratch);
+    } else {
+      int32_t row = 0;
+      for (; row + 4 <= x->rows; row += 4) direct<4>(w, x, block, row, to);
+      if (x->rows - row == 3) direct<3>(w, x, block, row, to);
+      if (x->rows - row == 2) direct<2>(w, x, block, row, to);
+      if (x->rows - row == 1) direct<1>(w, x, block, row, to);
+    }
+  }
+}
+
+void norm(const float *x, const float *weight, const float *bias, float eps, int32_t size, float *y) {
+  const int32_t whole = size / W * W;
+  F sums = F{};
+  for (int32_t i = 0; i < whole; i += W) sums += load(x + i);
+  float sum = sum_of(sums);
+  for (int32_t i = whole; i < size; i++) sum += x[i];
+  const float mean = sum / size;
+  F squares = F{};
+  for (int32_t i = 0; i < whole; i += W) {
+    const F d = load(x + i) - spread(mean);
+    squares = fma(d, d, squares);
+  }
+  float square = sum_of(squares);
+  for (int32_t i = whole; i < size; i++) square += (x[i] - mean) * (x[i] - mean);
+  const float scale = 1.f / sqrtf(square / size + eps);
+  for (int32_t i = 0; i < whole; i += W)
+    store(y + i, fma((load(x + i) - spread(mean)) * spread(scale), load(weight + i), load(bias + i)));
+  for (int32_t i = whole; i < size; i++) y[i] = (x[i] - mean) * scale * weight[i] + bias[i];
+}
+
+// Softmax weights of one row of scores over keys [low, high), zero elsewhere up to `end`.
+inline void weigh(float *scores, int32_t low, int32_t high, int32_t end, float *top, float *total) {
+  for (int32_t j = 0; j < low; j++) scores[j] = -INFINITY;
+  for (int32_t j = high; j < end; j++) scores[j] = -INFINITY;
+  F most = spread(-INFINITY);
+  for (int32_t j = 0; j < end; j += W) most = larger(most, load(scores + j));
+  *top = top_of(most);
+  F sum = F{};
+  for (int32_t j = 0; j < end; j += W) {
+    const F s = load(scores + j);
+    const F e = s > spread(-INFINITY) ? exponential(s - spread(*top)) : F{};
+    store(scores + j, e);
+    sum += e;
+  }
+  *total = sum_of(sum);
+}
+
+// One split of the keys for a tile of queries. Rows that see none of it get top -infinity, total 0 and out 0.
+void attend(const Queries *t, int32_t split, const Partial *to, float *scratch) {
+  const int32_t H = t->head_size, padded = (H + COLUMNS - 1) / COLUMNS * COLUMNS;
+  float *scores = scratch, *keys = scores + (int64_t)t->rows * SPLIT, *values = keys + (int64_t)padded * SPLIT;
+  float *out = values + (int64_t)padded * SPLIT;
+  const int32_t start = split * SPLIT, last = t->first + (t->rows - 1) / t->heads;
+  const int32_t high = least(SPLIT, last + 1 - start);
+  int32_t low = t->window > 0 ? t->first - t->window + 1 - start : 0;
+  low = low < 0 ? 0 : low / COLUMNS * COLUMNS;
+  const int32_t end = (high + COLUMNS - 1) / COLUMNS * COLUMNS;
+  for (int32_t j = low; j < end; j += COLUMNS) {
+    const float *rows[COLUMNS] = {nullptr};
+    const int32_t count = least(COLUMNS, high - j);
+    for (int i = 0; i < count; i++) {
+      const int32_t at = start + j + i;
+      const int64_t slot = ((int64_t)t->table[at / t->block_size] * t->block_size + at % t->block_size);
+      rows[i] = t->keys + slot * t->key_stride;
+      float *value = values + (int64_t)(j + i) * padded;
+      memcpy(value, t->values + slot * t->key_stride, H * sizeof(float));
+      memset(value + H, 0, (padded - H) * sizeof(float));
+    }
+    transposed(rows, count, H, keys + j, SPLIT);
+    tiles(t->q, H, keys + j, SPLIT, H, scores + j, SPLIT, t->rows, false);
+  }
+  for (int32_t r = 0; r < t->rows; r++) {
+    const int32_t position = t->first + r / t->heads - start;
+    const int32_t from = t->window > 0 && position - t->window + 1 > low ? position - t->window + 1 : low;
+    if (position < from || from >= high) {
+      memset(scores + r * SPLIT, 0, end * sizeof(float));
+      to->top[r] = -INFINITY, to->total[r] = 0;
+    } else {
+      weigh(scores + r * SPLIT, from, least(high, position + 1), end, to->top + r, to->total + r);
+    }
+  }
+  for (int32_t h = 0; h < padded; h += COLUMNS)
+    tiles(scores + low, SPLIT, values + (int64_t)low * padded + h, padded, high - low, out + h, padded, t->rows, false);
+  for (int32_t r = 0; r < t->rows; r++) memcpy(to->out + (int64_t)r * H, out + (int64_t)r * padded, H * sizeof(float));
+}
+
+// `into` becomes the softmax over the keys of both.
+void merge(int32_t rows, int32_t head_size, const Partial *into, const Partial *from) {
+  for (int32_t r = 0; r < rows; r++) {
+    if (from->total[r] == 0) continue;
+    float *out = into->out + (int64_t)r * head_size;
+    const float *other = from->out + (int64_t)r * head_size;
+    const float top = into->top[r] > from->top[r] ? into->top[r] : from->top[r];
+    const float keep = into->total[r] == 0 ? 0.f : exponential(spread(into->top[r] - top))[0];
+    const float gain = exponential(spread(from->top[r] - top))[0];
+    into->top[r] = top;
+    into->total[r] = into->total[r] * keep + from->total[r] * gain;
+    for (int32_t h = 0; h < head_size; h++) out[h] = out[h] * keep + other[h] * gain;
+  }
+}
+
+const Kernels kKernels = {kName, quantize, linear, norm, attend, merge};
+}  // namespace

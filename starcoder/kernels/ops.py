@@ -1,0 +1,120 @@
+"""Quantized linear layers and table look-ups as torch operators, native on a CPU and plain torch elsewhere.
+
+Registered with torch, so `torch.compile` and meta tensors see one operator with a known shape.
+"""
+
+import ctypes
+import functools
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from starcoder.kernels import native
+from starcoder.kernels.packed import Packed, Scheme, dequantize
+
+KINDS: dict[Scheme, int] = {"int8": native.INT8, "int4": native.INT4}
+
+
+def as_native(weight: Packed | Tensor, bias: Tensor | None = None) -> native.Linear:
+    """Pointers to a packed or float32 (columns, inputs) matrix; the caller keeps the tensors alive."""
+    address = None if bias is None else bias.data_ptr()
+    if isinstance(weight, Tensor):
+        assert weight.dtype == torch.float32 and weight.is_contiguous(), "floats are read row by row"
+        columns, inputs = weight.shape
+        return native.Linear(native.FLOAT32, columns, inputs, 0, weight.data_ptr(), None, address)
+    return native.Linear(
+        KINDS[weight.scheme],
+        weight.columns,
+        weight.inputs,
+        weight.group_size,
+        weight.data.data_ptr(),
+        weight.scales.data_ptr(),
+        address,
+    )
+
+
+def native_linear(
+    x: Tensor,
+    weight: Packed | Tensor,
+    bias: Tensor | None = None,
+    *,
+    threads: int | None = None,
+    variant: str | None = None,
+) -> Tensor:
+    """x (rows, inputs) float32 times the transposed weight, plus bias: (rows, columns) float32.
+
+    Integers multiply integers: each row of x is rounded to 8 bits per group of inputs. A row's result
+    depends neither on the other rows nor on the number of threads. `variant` picks an instruction set.
+    """
+    library = native.library()
+    assert library is not None, "callers ask `available` first"
+    linear = as_native(weight, bias)
+    x = x.contiguous()
+    out = torch.empty(x.size(0), linear.columns)
+    if x.size(0) == 0:
+        return out
+    status = library.sc_linear(
+        _workspace().handle,
+        None if variant is None else variant.encode(),
+        threads or torch.get_num_threads(),
+        ctypes.byref(linear),
+        x.size(0),
+        x.data_ptr(),
+        out.data_ptr(),
+    )
+    if status != 0:
+        raise MemoryError(f"no memory to multiply {x.size(0)} rows")
+    return out
+
+
+@functools.cache
+def _workspace() -> native.Workspace:
+    return native.Workspace()
+
+
+@torch.library.custom_op("starcoder::quantized_linear", mutates_args=())
+def quantized_linear(
+    x: Tensor,
+    data: Tensor,
+    scales: Tensor,
+    bias: Tensor | None,
+    scheme: str,
+    columns: int,
+    inputs: int,
+    group_size: int,
+) -> Tensor:
+    """x (..., inputs) through a packed linear layer: (..., columns) in x's dtype."""
+    packed = Packed("int4" if scheme == "int4" else "int8", columns, inputs, group_size, data, scales)
+    if x.device.type == "cpu" and native.library() is not None:
+        rows = x.reshape(-1, inputs).float()
+        out = native_linear(rows, packed, None if bias is None else bias.float())
+        return out.view(*x.shape[:-1], columns).to(x.dtype)
+    return F.linear(x, dequantize(packed, x.dtype), None if bias is None else bias.to(x.dtype))
+
+
+@quantized_linear.register_fake
+def _(
+    x: Tensor,
+    data: Tensor,
+    scales: Tensor,
+    bias: Tensor | None,
+    scheme: str,
+    columns: int,
+    inputs: int,
+    group_size: int,
+) -> Tensor:
+    return x.new_empty(*x.shape[:-1], columns)
+
+
+def quantized_rows(which: Tensor, packed: Packed, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Rows `which` (...) of a packed table, as floats (..., inputs)."""
+    block, column = which.flatten() // 16, which.flatten() % 16
+    data = packed.data[block].unflatten(-1, (16, 4))[torch.arange(len(block), device=block.device), :, column]
+    if packed.scheme == "int4":
+        integers = torch.stack([data & 15, data >> 4], dim=2).view(torch.int8) - 8
+    else:
+        integers = data.contiguous().view(torch.int8)
+    scales = packed.scales[block, :, column].float().repeat_interleave(packed.group_size, dim=1)
+    rows = integers.flatten(1).float() * scales
+    return rows[:, : packed.inputs].reshape(*which.shape, packed.inputs).to(dtype)
