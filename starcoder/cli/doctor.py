@@ -3,7 +3,6 @@
 import json as json_format
 import os
 import platform
-from importlib import metadata
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -29,6 +28,8 @@ def run(*, json: Annotated[bool, Parameter(show_default=False)] = False) -> None
 
 
 def _report() -> dict[str, str | int]:
+    from importlib import metadata
+
     import torch  # takes seconds, so not before it is asked for
 
     return {
