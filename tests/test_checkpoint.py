@@ -138,6 +138,21 @@ def test_extra_config_is_written(tmp_path):
     assert (config["eos_token_id"], config["recipe"]) == (7, "nano")
 
 
+LOAD = """
+import sys
+from starcoder import checkpoint
+checkpoint.load(sys.argv[1])
+print(*sorted(sys.modules.keys() & {"huggingface_hub", "transformers", "sympy"}))
+"""
+
+
+def test_loading_a_folder_imports_nothing_slow(folder):
+    # sympy comes with random initialization on the meta device: 2 s that no load should pay.
+    imported = subprocess.check_output([sys.executable, "-c", LOAD, str(folder)], text=True)
+
+    assert imported.split() == []
+
+
 # Old and odd layouts
 
 
