@@ -77,7 +77,9 @@ class Engine:
         self._tokenizer, self._clock = tokenizer, clock
         weight = model.embed.weight
         config, size = model.config, settings.block_size
-        cache_bytes = settings.cache_bytes or default_cache_bytes(config, weight.device, weight.dtype)
+        cache_bytes = settings.cache_bytes
+        if cache_bytes is None:
+            cache_bytes = default_cache_bytes(config, weight.device, weight.dtype)
         num_blocks = cache_bytes // (size * bytes_per_token(config, weight.dtype))
         if not num_blocks:
             raise ConfigError(

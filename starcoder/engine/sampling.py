@@ -73,7 +73,7 @@ def _penalize(logits_V: Tensor, draw: Draw, tokens: Sequence[int]) -> Tensor:
     """Source: Keskar et al. 2019, arXiv:1909.05858, for repetition; OpenAI's API for the other two."""
     p = draw.params
     if draw.counts_V is None or draw.seen_V is None:
-        ids = torch.tensor(tokens, device=logits_V.device)
+        ids = torch.tensor(tokens, dtype=torch.long, device=logits_V.device)
         generated = ids[len(tokens) - draw.num_drawn :]
         draw.counts_V = torch.bincount(generated, minlength=logits_V.size(0)).to(logits_V.dtype)
         draw.seen_V = torch.zeros_like(logits_V, dtype=torch.bool)
