@@ -33,7 +33,7 @@ SUFFIX_SHARE = 4
 # Path and repository are left out when they would take more than this share of the budget.
 METADATA_SHARE = 4
 
-# No token is longer than this many characters where text is worth keeping; longer text is cut unencoded.
+# Text of more characters per token of room is cut before it is encoded: real code has 2 to 5 of them.
 MAX_CHARACTERS_PER_TOKEN = 16
 
 # Only tokens that open another document; a model writes them when the present one is finished.
@@ -206,7 +206,7 @@ def build(request: CompletionRequest, vocabulary: Vocabulary, *, budget: int) ->
     layout: Literal["l2r", "psm", "spm"] = "l2r"
     if suffix is not None:
         layout = AUTO_LAYOUT if request.layout == "auto" else request.layout
-    newline: Literal["\n", "\r\n"] = "\r\n" if _is_crlf(request.prefix + (suffix or "")) else "\n"
+    newline: Literal["\n", "\r\n"] = "\r\n" if _is_crlf(request.prefix + (request.suffix or "")) else "\n"
     frame = _frame(request, vocabulary, budget)
     room = (
         budget - len(frame.opening) - len(frame.separator) - len(frame.tags) - (0 if layout == "l2r" else 3)
@@ -356,11 +356,17 @@ class _Cutter:
 
     def _keep(self, text: str, limit: int, from_start: bool) -> str:
         """Whole lines if they use at least half of `limit` tokens, else cut anywhere."""
-        for cuts in (_line_cuts(text, self.step), [*range(0, len(text), max(1, self.step // 8)), len(text)]):
+        window = max(0, limit) * MAX_CHARACTERS_PER_TOKEN
+        low, high = (0, window) if from_start else (len(text) - window, len(text))
+        num_characters = 0
+        for cuts in (
+            _line_cuts(text, self.step, low, high),
+            _any_cuts(text, max(1, self.step // 8), low, high),
+        ):
             spans = list(pairwise(cuts))
             used, num_characters = 0, 0
             for start, stop in spans if from_start else reversed(spans):
-                size = self._count(text[start:stop], limit)
+                size = len(self.encode(text[start:stop]))
                 if used + size > limit:
                     break
                 used, num_characters = used + size, num_characters + stop - start
@@ -368,12 +374,16 @@ class _Cutter:
                 break
         return text[:num_characters] if from_start else text[len(text) - num_characters :]
 
-    def _count(self, text: str, limit: int) -> int:
-        """Tokens of the text; more than `limit` at once where it is far too long."""
-        return limit + 1 if len(text) > limit * MAX_CHARACTERS_PER_TOKEN else len(self.encode(text))
+
+def _any_cuts(text: str, step: int, low: int, high: int) -> list[int]:
+    """Multiples of `step` between `low` and `high`, and the text's own end if it is among them."""
+    first = -(-max(0, low) // step) * step
+    return [*range(first, min(high, len(text)), step), *([len(text)] if high >= len(text) else [])]
 
 
-def _line_cuts(text: str, step: int) -> list[int]:
-    """Both ends of the text, and the first line start within each `step` characters."""
-    ends = (text.find("\n", near - 1, near - 1 + step) for near in range(step, len(text), step))
-    return sorted({0, len(text), *(end + 1 for end in ends if end >= 0)})
+def _line_cuts(text: str, step: int, low: int, high: int) -> list[int]:
+    """As `_any_cuts`, each moved on to the next line start if there is one within `step` characters."""
+    cuts = _any_cuts(text, step, low, high)
+    ends = (text.find("\n", cut - 1, cut - 1 + step) for cut in cuts if 0 < cut < len(text))
+    kept = {cut for cut in cuts if cut in (0, len(text))}
+    return sorted(kept | {end + 1 for end in ends if end >= 0})

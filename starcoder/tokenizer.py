@@ -34,8 +34,17 @@ _SENTINEL = re.compile(
 class Tokenizer:
     """The vocabulary of a checkpoint. `load` makes one."""
 
-    def __init__(self, backend: "Backend", special: dict[str, int], chat_template: str | None):
+    def __init__(
+        self,
+        backend: "Backend",
+        *,
+        special: dict[str, int],
+        vocab_size: int,
+        chat_template: str | None = None,
+    ):
         """`backend` must not know the `special` texts: user text goes through it as it is.
+
+        `vocab_size` is one more than the largest id, special ones included.
 
         Raises:
             CheckpointError: no end-of-text token, or only some of the infilling sentinels.
@@ -47,7 +56,7 @@ class Tokenizer:
         longest_first = sorted(special, key=len, reverse=True)
         self._split_special = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
         self._sentinels = Sentinels.resolve(special.get)
-        self.vocab_size = max(0, *backend.get_vocab().values(), *special.values()) + 1
+        self.vocab_size = vocab_size
 
     @classmethod
     def load(cls, folder: Path) -> "Tokenizer":
@@ -70,7 +79,8 @@ class Tokenizer:
             raise CheckpointError(
                 f"{str(path)!r} cannot be read: {error}", "it may be damaged; download it again"
             ) from None
-        return cls(backend, special, _chat_template(folder))
+        vocab_size = 1 + max(0, *document["model"]["vocab"].values(), *special.values())
+        return cls(backend, special=special, vocab_size=vocab_size, chat_template=_chat_template(folder))
 
     @property
     def sentinels(self) -> Sentinels:
