@@ -5,15 +5,9 @@ import torch
 
 from starcoder.config import ModelConfig
 from starcoder.model import Transformer, causal, causal_attention, documents
-from tests.tiny import VARIANTS
+from tests.tiny import VARIANTS, make_model
 
 torch.set_num_threads(1)
-
-
-def make_model(variant, **overrides):
-    model = Transformer(ModelConfig.from_hf(VARIANTS[variant] | overrides))
-    model.initialize(torch.Generator().manual_seed(0), std=0.2)
-    return model.eval()
 
 
 def random_tokens(*shape):

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from starcoder.model import Transformer
     from starcoder.tokenizer import Tokenizer
 
 _BIGCODE = {
@@ -45,6 +46,18 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "starcoder2-exact-gelu": _STARCODER2 | {"hidden_act": "gelu"},
     "starcoder2-one-kv-head": _STARCODER2 | {"num_key_value_heads": 1, "sliding_window": 16},
 }
+
+
+def make_model(variant: str, **overrides: Any) -> "Transformer":
+    """Our own network of `VARIANTS` with random weights large enough to matter, in eval mode."""
+    import torch
+
+    from starcoder.config import ModelConfig
+    from starcoder.model import Transformer
+
+    model = Transformer(ModelConfig.from_hf(VARIANTS[variant] | overrides))
+    model.initialize(torch.Generator().manual_seed(0), std=0.2)
+    return model.eval()
 
 
 def make_checkpoint(

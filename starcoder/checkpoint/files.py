@@ -65,13 +65,19 @@ def map_tensors(path: Path) -> dict[str, Tensor]:
             f"'{path}' holds Python objects besides tensors, which are never loaded",
             "convert it to safetensors with the tool that wrote it",
         ) from error
-    except (SafetensorError, RuntimeError, ValueError, EOFError) as error:
+    except PermissionError:
+        raise _forbidden(path) from None
+    except (SafetensorError, RuntimeError, ValueError, EOFError, OSError) as error:
         raise CheckpointError(f"'{path}' cannot be read: {first_line(error)}", _broken_hint(path)) from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise CheckpointError(
             f"'{path}' is not a flat dictionary of tensors", "expected a model's state dict"
         )
     return state
+
+
+def _forbidden(path: Path) -> CheckpointError:
+    return CheckpointError(f"'{path}' may not be read", "give this user the right to read it")
 
 
 def _broken_hint(path: Path) -> str:
@@ -92,6 +98,8 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
+    except PermissionError:
+        raise _forbidden(path) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"'{path}' is not JSON: {first_line(error)}", DOWNLOAD_AGAIN) from None
     if not isinstance(value, dict):

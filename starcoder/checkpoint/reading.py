@@ -80,7 +80,8 @@ def read_config(folder: Path) -> ModelConfig:
     try:
         return ModelConfig.from_hf(config)
     except CheckpointError as error:
-        raise CheckpointError(f"'{path}': {error.message}", error.hint) from None
+        found = error.message.removeprefix("config.json ")
+        raise CheckpointError(f"'{path}' {found}", error.hint) from None
 
 
 class _Weights:
