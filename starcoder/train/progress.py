@@ -1,0 +1,105 @@
+"""What a run tells while it runs: a progress bar, `metrics.jsonl`, and loss plots at the end."""
+
+import json
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress as Bar, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+log = logging.getLogger(__name__)
+
+_SMOOTHING = 0.98
+
+
+class Progress:
+    """Writes one line of `metrics.jsonl` per step and shows the run on `console`.
+
+    A console that is no terminal gets one line every `line_every_s` seconds instead of a bar.
+    """
+
+    def __init__(self, output: Path, console: Console, *, line_every_s: float = 30.0):
+        self.path, self.console, self.line_every_s = output / "metrics.jsonl", console, line_every_s
+        self._bar: Bar | None = None
+        self._task: TaskID | None = None
+        self._smooth, self._held_out, self._last_line_s = 0.0, "", 0.0
+
+    def start(self, first: int, last: int, tokens_per_step: int) -> None:
+        """Begin at step `first` of `last`; metrics of steps after `first`, from a killed run, are dropped."""
+        self.first, self.last, self.tokens_per_step = first, last, tokens_per_step
+        kept = [row for row in read_metrics(self.path) if row["step"] <= first]
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        self._started_s = time.perf_counter()
+        if self.console.is_terminal:
+            self._bar = Bar(
+                TextColumn("step {task.completed}/{task.total}"),
+                BarColumn(),
+                TextColumn("{task.description}"),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                console=self.console,
+            )
+            self._task = self._bar.add_task("", total=last, completed=first)
+            self._bar.start()
+
+    def step(self, step: int, row: dict[str, float]) -> None:
+        """Record one finished step."""
+        row = {"step": step, "tokens": step * self.tokens_per_step, "time": time.time(), **row}
+        with self.path.open("a") as file:
+            file.write(json.dumps({k: round(v, 6) for k, v in row.items()}) + "\n")
+        weight = _SMOOTHING if self._smooth else 0.0
+        self._smooth = weight * self._smooth + (1 - weight) * row["loss"]
+        if "held_out_loss" in row:
+            self._held_out = f"  held-out {row['held_out_loss']:.3f}"
+        line = f"loss {self._smooth:.3f}{self._held_out}  {row['tokens_per_s']:,.0f} tokens/s"
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=step, description=line)
+        elif time.perf_counter() - self._last_line_s > self.line_every_s or step == self.last:
+            self._last_line_s = time.perf_counter()
+            per_step_s = (time.perf_counter() - self._started_s) / (step - self.first)
+            left_min = (self.last - step) * per_step_s / 60
+            self.console.print(f"step {step}/{self.last}  {line}  {left_min:.0f} min left", highlight=False)
+
+    def finish(self) -> None:
+        """Close the bar and, where matplotlib is installed, draw `loss.png` beside the metrics."""
+        if self._bar is not None:
+            self._bar.stop()
+        try:
+            plot_loss(self.path, self.path.with_name("loss.png"))
+        except ImportError:
+            log.info("matplotlib is not installed: no loss.png")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a `metrics.jsonl`; a last line cut off by a kill is left out."""
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            log.warning("%s: left out a line that was cut off", path)
+    return rows
+
+
+def plot_loss(metrics: Path, picture: Path) -> None:
+    """Draw training and held-out loss over tokens seen."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    rows = read_metrics(metrics)
+    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
+    tokens = [row["tokens"] / 1e6 for row in rows]
+    axes.plot(tokens, [row["loss"] for row in rows], lw=0.5, alpha=0.5, label="train")
+    held = [(row["tokens"] / 1e6, row["held_out_loss"]) for row in rows if "held_out_loss" in row]
+    if held:
+        axes.plot(*zip(*held, strict=True), marker=".", label="held out")
+    axes.set(xlabel="million tokens", ylabel="loss, nats per token")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(picture, dpi=120)
+    pyplot.close(figure)

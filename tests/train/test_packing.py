@@ -1,0 +1,67 @@
+"""Packed rows waste nothing, mark document boundaries, and resume exactly."""
+
+import pytest
+import torch
+
+from starcoder.tokenizer import Tokenizer
+from starcoder.train.documents import FimSettings
+from starcoder.train.packing import IGNORE, MIN_PIECE_TOKENS, Batch, PackedDocuments, Position, stack
+from tests.tiny import make_tokenizer
+
+TEXTS = [f"def f{i}(x):\n    return x + {i}\n" * (1 + i % 5) for i in range(40)]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    return make_tokenizer("starcoder", tmp_path_factory.mktemp("tokenizer"))
+
+
+def stream(tokenizer: Tokenizer, rate: float = 0.5) -> PackedDocuments:
+    return PackedDocuments(TEXTS, tokenizer, seq_length=128, fim=FimSettings(rate=rate), seed=7)
+
+
+def equal(one: Batch, other: Batch) -> bool:
+    return one.lengths == other.lengths and torch.equal(one.tokens_BT, other.tokens_BT)
+
+
+def test_labels_are_the_next_token_of_the_same_document() -> None:
+    batch = stack([[[5, 6, 7], [8, 9]], [[1, 2]]], seq_length=4, pad=0)
+    assert batch.tokens_BT.tolist() == [[5, 6, 8, 0], [1, 0, 0, 0]]
+    assert batch.labels_BT.tolist() == [[6, 7, 9, IGNORE], [2, IGNORE, IGNORE, IGNORE]]
+    assert batch.positions_BT.tolist() == [[0, 1, 0, 0], [0, 0, 1, 2]]
+    assert batch.lengths == ((2, 1, 1), (1, 3))
+    assert batch.num_learnt == 4
+
+
+def test_rows_are_full_but_for_less_than_a_piece(tokenizer: Tokenizer) -> None:
+    batch = stream(tokenizer).next_batch(30)
+    assert all(sum(row) == 128 for row in batch.lengths)
+    padding = (batch.labels_BT == IGNORE).sum(1)
+    assert int(padding.max()) < MIN_PIECE_TOKENS
+
+
+def test_an_epoch_holds_every_document_once(tokenizer: Tokenizer) -> None:
+    data, s = stream(tokenizer, rate=0), tokenizer.sentinels
+    ends = 0
+    while data.position.epoch == 0:
+        ends += int((data.next_batch(1).labels_BT == s.eos).sum())
+    assert len(TEXTS) <= ends <= len(TEXTS) + 2  # the last row runs into the next epoch
+
+
+def test_a_resumed_stream_equals_an_uninterrupted_one(tokenizer: Tokenizer) -> None:
+    whole = stream(tokenizer)
+    for _ in range(9):
+        at = whole.position
+        expected = whole.next_batch(3)
+        resumed = stream(tokenizer)
+        resumed.resume(at)
+        assert equal(expected, resumed.next_batch(3))
+    assert whole.position.epoch > 0, "the comparison crosses an epoch"
+
+
+def test_seeds_and_epochs_differ(tokenizer: Tokenizer) -> None:
+    other = PackedDocuments(TEXTS, tokenizer, seq_length=128, fim=FimSettings(), seed=8)
+    assert not equal(stream(tokenizer).next_batch(4), other.next_batch(4))
+    second = stream(tokenizer)
+    second.resume(Position(epoch=1))
+    assert not equal(stream(tokenizer).next_batch(4), second.next_batch(4))
