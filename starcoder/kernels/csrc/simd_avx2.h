@@ -25,50 +25,76 @@ inline __m256i four(const int8_t *a) {
   return _mm256_set1_epi32(bits);
 }
 
-// Nibbles times signed bytes: 2 * 15 * 127 per product, so eight of them fit 16 bits.
+// The compiler would reorder a chain of sums into a tree and run out of registers.
+inline void keep_order(__m256i &sum) { asm("" : "+x"(sum)); }
+
+// Sums of at most eight products in 16 bits, for R rows and 16 columns. Nibbles times signed bytes: a product pair is
+// at most 2 * 15 * 127 in size, so eight of them fit.
+template <int R>
+struct Short {
+  __m256i s[R][2];
+  inline void add(__m256i w0, __m256i w1, const int8_t *a, int64_t stride) {
+#pragma GCC unroll 4
+    for (int r = 0; r < R; r++) {
+      const __m256i x = four(a + r * stride);
+      s[r][0] = _mm256_add_epi16(s[r][0], _mm256_maddubs_epi16(w0, x));
+      s[r][1] = _mm256_add_epi16(s[r][1], _mm256_maddubs_epi16(w1, x));
+      keep_order(s[r][0]);
+      keep_order(s[r][1]);
+    }
+  }
+  inline void start(__m256i w0, __m256i w1, const int8_t *a, int64_t stride) {
+#pragma GCC unroll 4
+    for (int r = 0; r < R; r++) {
+      const __m256i x = four(a + r * stride);
+      s[r][0] = _mm256_maddubs_epi16(w0, x);
+      s[r][1] = _mm256_maddubs_epi16(w1, x);
+    }
+  }
+  inline void widen(I (&d)[R][NV]) const {
+    const __m256i one = _mm256_set1_epi16(1);
+#pragma GCC unroll 4
+    for (int r = 0; r < R; r++) {
+      d[r][0] += (I)_mm256_madd_epi16(s[r][0], one);
+      d[r][1] += (I)_mm256_madd_epi16(s[r][1], one);
+    }
+  }
+};
+
 template <int R>
 inline void dot_int4(const uint8_t *w, const int8_t *a, int64_t stride, int inputs, I (&d)[R][NV]) {
-  const __m256i mask = _mm256_set1_epi8(15), one = _mm256_set1_epi16(1);
+  const __m256i mask = _mm256_set1_epi8(15);
   for (int r = 0; r < R; r++) d[r][0] = d[r][1] = I{};
-  for (int k = 0; k < inputs; k += 32, w += 256) {
-    __m256i s[R][2];
+  for (int k = 0; k < inputs; k += 32, w += 256, a += 32) {
+    Short<R> sums;
+#pragma GCC unroll 4
     for (int i = 0; i < 4; i++) {
       _mm_prefetch((const char *)w + i * 64 + 2048, _MM_HINT_T0);
       const __m256i w0 = load_bytes(w + i * 64), w1 = load_bytes(w + i * 64 + 32);
       const __m256i low0 = _mm256_and_si256(w0, mask), low1 = _mm256_and_si256(w1, mask);
+      if (i == 0)
+        sums.start(low0, low1, a, stride);
+      else
+        sums.add(low0, low1, a + 8 * i, stride);
       const __m256i high0 = _mm256_and_si256(_mm256_srli_epi16(w0, 4), mask);
       const __m256i high1 = _mm256_and_si256(_mm256_srli_epi16(w1, 4), mask);
-      for (int r = 0; r < R; r++) {
-        const __m256i a0 = four(a + r * stride + k + i * 8), a1 = four(a + r * stride + k + i * 8 + 4);
-        const __m256i p0 = _mm256_add_epi16(_mm256_maddubs_epi16(low0, a0), _mm256_maddubs_epi16(high0, a1));
-        const __m256i p1 = _mm256_add_epi16(_mm256_maddubs_epi16(low1, a0), _mm256_maddubs_epi16(high1, a1));
-        s[r][0] = i ? _mm256_add_epi16(s[r][0], p0) : p0;
-        s[r][1] = i ? _mm256_add_epi16(s[r][1], p1) : p1;
-      }
+      sums.add(high0, high1, a + 8 * i + 4, stride);
     }
-    for (int r = 0; r < R; r++)
-      for (int v = 0; v < 2; v++) d[r][v] += (I)_mm256_madd_epi16(s[r][v], one);
+    sums.widen(d);
   }
 }
 
 // The same with the nibbles already apart.
 template <int R>
 inline void dot_bytes(const uint8_t *w, const int8_t *a, int64_t stride, int inputs, I (&d)[R][NV]) {
-  const __m256i one = _mm256_set1_epi16(1);
   for (int r = 0; r < R; r++) d[r][0] = d[r][1] = I{};
-  for (int k = 0; k < inputs; k += 32, w += 512) {
-    __m256i s[R][2];
-    for (int i = 0; i < 8; i++) {
-      const __m256i w0 = load_bytes(w + i * 64), w1 = load_bytes(w + i * 64 + 32);
-      for (int r = 0; r < R; r++) {
-        const __m256i x = four(a + r * stride + k + i * 4);
-        const __m256i p0 = _mm256_maddubs_epi16(w0, x), p1 = _mm256_maddubs_epi16(w1, x);
-        s[r][0] = i ? _mm256_add_epi16(s[r][0], p0) : p0;
-        s[r][1] = i ? _mm256_add_epi16(s[r][1], p1) : p1;
-      }
-    }
-    for (int r = 0; r < R; r++)
-      for (int v = 0; v < 2; v++) d[r][v] += (I)_mm256_madd_epi16(s[r][v], one);
+  for (int k = 0; k < inputs; k += 32, w += 512, a += 32) {
+    Short<R> sums;
+    sums.start(load_bytes(w), load_bytes(w + 32), a, stride);
+#pragma GCC unroll 8
+    for (int i = 1; i < 8; i++)
+      sums.add(load_bytes(w + i * 64), load_bytes(w + i * 64 + 32), a + 4 * i, stride);
+    sums.widen(d);
   }
 }
 
