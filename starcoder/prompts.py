@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -33,7 +34,9 @@ SUFFIX_SHARE = 4
 # Path and repository are left out when they would take more than this share of the budget.
 METADATA_SHARE = 4
 
-# Text of more characters per token of room is cut before it is encoded: real code has 2 to 5 of them.
+# Real code has 2 to 5 characters per token. Text that is short by that measure is first tried whole, and
+# of a text of more than the maximum only so much is looked at: a huge file must not be encoded to be cut.
+TYPICAL_CHARACTERS_PER_TOKEN = 4
 MAX_CHARACTERS_PER_TOKEN = 16
 
 # Only tokens that open another document; a model writes them when the present one is finished.
@@ -211,7 +214,8 @@ def build(request: CompletionRequest, vocabulary: Vocabulary, *, budget: int) ->
     room = (
         budget - len(frame.opening) - len(frame.separator) - len(frame.tags) - (0 if layout == "l2r" else 3)
     )
-    cutter = _Cutter(encode=vocabulary.encode, step=max(1, budget // 4))
+    # Fitting both parts to each other asks for the same spans twice.
+    cutter = _Cutter(encode=cache(vocabulary.encode), step=max(1, budget // 4))
     before, after = cutter.around_cursor(frame.line, _unix(request.prefix), _unix(suffix or ""), room)
     files = _files(request, frame, room - len(before.tokens) - len(after.tokens), vocabulary)
     tokens = [*frame.tags, *before.tokens]
@@ -342,7 +346,7 @@ class _Cutter:
 
     def fit(self, text: str, room: int, *, lead: str = "", from_start: bool = False) -> _Part:
         """`lead` and the end of `text`, or its start, in at most `room` tokens if `lead` takes no more."""
-        if len(text) <= room * MAX_CHARACTERS_PER_TOKEN:
+        if len(text) <= room * TYPICAL_CHARACTERS_PER_TOKEN:
             tokens = self.encode(lead + text)
             if len(tokens) <= room:
                 return _Part(tokens, 0)
