@@ -56,6 +56,11 @@ def map_tensors(path: Path) -> dict[str, Tensor]:
         CheckpointError: the file is broken, or holds more than tensors.
     """
     try:
+        with path.open("rb") as raw:  # safetensors calls a file that may not be read missing
+            start = raw.read(64)
+    except PermissionError:
+        raise _forbidden(path) from None
+    try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
                 return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
@@ -65,10 +70,10 @@ def map_tensors(path: Path) -> dict[str, Tensor]:
             f"'{path}' holds Python objects besides tensors, which are never loaded",
             "convert it to safetensors with the tool that wrote it",
         ) from error
-    except PermissionError:
-        raise _forbidden(path) from None
     except (SafetensorError, RuntimeError, ValueError, EOFError, OSError) as error:
-        raise CheckpointError(f"'{path}' cannot be read: {first_line(error)}", _broken_hint(path)) from error
+        raise CheckpointError(
+            f"'{path}' cannot be read: {first_line(error)}", _broken_hint(path, start)
+        ) from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise CheckpointError(
             f"'{path}' is not a flat dictionary of tensors", "expected a model's state dict"
@@ -80,9 +85,7 @@ def _forbidden(path: Path) -> CheckpointError:
     return CheckpointError(f"'{path}' may not be read", "give this user the right to read it")
 
 
-def _broken_hint(path: Path) -> str:
-    with path.open("rb") as file:
-        start = file.read(64)
+def _broken_hint(path: Path, start: bytes) -> str:
     if start.startswith(b"version https://git-lfs"):
         return "the file is a Git LFS pointer; run `git lfs pull` in its folder"
     if path.suffix == ".bin" and not start.startswith(b"PK"):

@@ -128,7 +128,7 @@ def test_truncated_bin(folder):
     assert_fails(folder, str(path), "cannot be read", "may be partial")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file, so it cannot be refused")
 @pytest.mark.parametrize("name", ["config.json", WEIGHTS])
 def test_a_file_that_may_not_be_read(folder, name):
     (folder / name).chmod(0)
