@@ -1,0 +1,89 @@
+"""Writes the README's measured table from benchmarks/results/*.json: python benchmarks/table.py
+
+Each result file has one function here that turns it into rows; the table stands between two markers. A
+test holds that the README is up to date.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+RESULTS = Path(__file__).parent / "results"
+BEGIN = "<!-- measured: written by benchmarks/table.py -->\n"
+END = "<!-- end of measured -->\n"
+
+Row = tuple[str, str, str]  # what, here, compared with
+
+
+def cold_start(report: dict[str, Any]) -> Sequence[Row]:
+    bare = f"`import torch` alone: {report['import_torch_s']:.1f} s"
+    what = "64 tokens of the bundled model from a cold start, process and all"
+    return [(what, f"{report['completion_s']:.1f} s", bare)]
+
+
+def engine(report: dict[str, Any]) -> Sequence[Row]:
+    medians = report["medians"]
+    theirs = f"transformers `generate`: {medians['transformers_tokens_per_s']:.1f} tokens/s"
+    shape = "164M parameters, float32"
+    return [
+        (
+            f"decoding one stream, {shape}",
+            f"{medians['engine_tokens_per_s']:.1f} tokens/s, {report['share_of_bandwidth']:.0%} of memory bandwidth",
+            f"{theirs} (we: {medians['single_ratio']:.2f} x)",
+        ),
+        (
+            f"8 streams at once, prefill included, {shape}",
+            f"{medians['streams_tokens_per_s']:.1f} tokens/s",
+            f"one transformers stream (we: {medians['streams_ratio']:.2f} x)",
+        ),
+        (
+            f"first token after 3 more typed behind 1500, {shape}",
+            f"{medians['extension_ms']:.0f} ms",
+            f"{medians['extension_steps']:.2f} decode steps",
+        ),
+    ]
+
+
+def load_memory(report: dict[str, Any]) -> Sequence[Row]:
+    what = "peak memory of loading a checkpoint, worst of all kinds"
+    return [(what, f"{report['worst']:.2f} x the weights", f"limit {report['limit']:.2f} x")]
+
+
+ROWS: dict[str, Callable[[dict[str, Any]], Sequence[Row]]] = {
+    "cold_start": cold_start,
+    "engine": engine,
+    "load_memory": load_memory,
+}
+
+
+def table(results: Path = RESULTS) -> str:
+    """The table in Markdown, a row's command being that of its result file."""
+    lines = ["| what | here | for comparison | command |", "|---|---|---|---|"]
+    machines = set[str]()
+    for path in sorted(results.glob("*.json")):
+        report = json.loads(path.read_text("utf-8"))
+        assert path.stem in ROWS, f"{path.name} has no function in {Path(__file__).name}"
+        for row in ROWS[path.stem](report):
+            lines.append(f"| {' | '.join(row)} | `python benchmarks/{path.stem}.py` |")
+        machine = report.get("versions", {}) | report["machine"]
+        machines.add(f"{machine['num_cpus']} cores ({machine['cpu']}), torch {machine['torch']}")
+    return "\n".join([*lines, "", f"Measured on {'; '.join(sorted(machines))}.", ""])
+
+
+def replaced(readme: str, measured: str) -> str:
+    """The README with its table replaced."""
+    before, _, rest = readme.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    assert end, f"README.md has no table between {BEGIN!r} and {END!r}"
+    return before + BEGIN + measured + END + after
+
+
+def main() -> None:
+    readme = ROOT / "README.md"
+    readme.write_text(replaced(readme.read_text("utf-8"), table()), "utf-8")
+
+
+if __name__ == "__main__":
+    main()
