@@ -27,10 +27,11 @@ def engine(report: dict[str, Any]) -> Sequence[Row]:
     medians = report["medians"]
     theirs = f"transformers `generate`: {medians['transformers_tokens_per_s']:.1f} tokens/s"
     shape = "164M parameters, float32"
+    share = f"{report['share_of_bandwidth']:.0%} of memory bandwidth"
     return [
         (
             f"decoding one stream, {shape}",
-            f"{medians['engine_tokens_per_s']:.1f} tokens/s, {report['share_of_bandwidth']:.0%} of memory bandwidth",
+            f"{medians['engine_tokens_per_s']:.1f} tokens/s, {share}",
             f"{theirs} (we: {medians['single_ratio']:.2f} x)",
         ),
         (
