@@ -37,6 +37,11 @@ class Cache:
         self._key_layers = list(self._keys.flatten(1, 2).unbind())
         self._value_layers = list(self._values.flatten(1, 2).unbind())
 
+    @property
+    def pools(self) -> tuple[Tensor, Tensor]:
+        """All keys and all values, (layers, blocks, block, K, H) each."""
+        return self._keys, self._values
+
     def copy(self, copies: Sequence[tuple[int, int]]) -> None:
         """Copy whole blocks of all layers, in order: a later copy may read what an earlier one wrote."""
         for source, target in copies:

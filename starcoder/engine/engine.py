@@ -14,6 +14,7 @@ from starcoder.engine import scheduler
 from starcoder.engine.blocks import Pool
 from starcoder.engine.cache import Cache, bytes_per_token, default_cache_bytes
 from starcoder.engine.live import LiveRequest, Sample
+from starcoder.engine.native import NativeRunner
 from starcoder.engine.runner import Runner
 from starcoder.engine.sampling import Draw, sample
 from starcoder.engine.scheduler import Scheduler, Segment
@@ -75,7 +76,7 @@ class Engine:
     ):
         settings = settings or EngineSettings()
         self._tokenizer, self._clock = tokenizer, clock
-        weight = model.embed.weight
+        weight = model.norm.weight  # never quantized: its dtype is that of keys and values
         config, size = model.config, settings.block_size
         cache_bytes = settings.cache_bytes
         if cache_bytes is None:
@@ -86,7 +87,8 @@ class Engine:
                 f"cache_bytes {cache_bytes} is less than one block", "give the cache more memory"
             )
         self._cache = Cache(config, num_blocks, size, device=weight.device, dtype=weight.dtype)
-        self._runner = Runner(model, self._cache)
+        is_native = NativeRunner.can_run(model, self._cache)
+        self._runner = NativeRunner(model, self._cache) if is_native else Runner(model, self._cache)
         self._pool = Pool(num_blocks, size)
         self._scheduler = Scheduler(
             self._pool,

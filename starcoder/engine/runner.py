@@ -18,7 +18,7 @@ class Runner:
 
     def __init__(self, model: Transformer, cache: Cache):
         self._model, self._cache = model, cache
-        self._device = model.embed.weight.device
+        self._device = model.norm.weight.device
 
     @torch.inference_mode()
     def run(self, segments: Sequence[Segment], copies: Sequence[tuple[int, int]]) -> Tensor:

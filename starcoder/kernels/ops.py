@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from starcoder.kernels import native
-from starcoder.kernels.packed import Packed, Scheme, dequantize
+from starcoder.kernels.packed import COLUMNS, Packed, Scheme, dequantize
 
 KINDS: dict[Scheme, int] = {"int8": native.INT8, "int4": native.INT4}
 
@@ -109,8 +109,9 @@ def _(
 
 def quantized_rows(which: Tensor, packed: Packed, dtype: torch.dtype = torch.float32) -> Tensor:
     """Rows `which` (...) of a packed table, as floats (..., inputs)."""
-    block, column = which.flatten() // 16, which.flatten() % 16
-    data = packed.data[block].unflatten(-1, (16, 4))[torch.arange(len(block), device=block.device), :, column]
+    block, column = which.flatten() // COLUMNS, which.flatten() % COLUMNS
+    lines = packed.data.view(*packed.data.shape[:2], COLUMNS, 4)
+    data = lines[block, :, column]
     if packed.scheme == "int4":
         integers = torch.stack([data & 15, data >> 4], dim=2).view(torch.int8) - 8
     else:

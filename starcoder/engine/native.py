@@ -1,0 +1,93 @@
+"""The runner that takes a whole step in one native call, for weights on the CPU that the kernels read."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from starcoder.engine.cache import Cache
+from starcoder.engine.scheduler import Segment
+from starcoder.kernels import native
+from starcoder.kernels.step import (
+    BlockWeights,
+    Layer,
+    Matrix,
+    NativeSegment,
+    NativeStep,
+    NetworkWeights,
+    Norm,
+)
+from starcoder.model import Block, Transformer
+from starcoder.quantize import QuantizedEmbedding, QuantizedLinear
+
+
+class NativeRunner:
+    """Stands in for `Runner`, with its contract; logits are the same alone or in a batch, to the last bit."""
+
+    def __init__(self, model: Transformer, cache: Cache):
+        self._cache = cache
+        self._step = NativeStep(_weights(model), *cache.pools)
+
+    @staticmethod
+    def can_run(model: Transformer, cache: Cache) -> bool:
+        """Whether the kernels were built, read every weight of `model`, and the cache is theirs."""
+        if native.library() is None or not _is_plain(cache.pools[0]):
+            return False
+        modules = [module for module in model.modules() if not list(module.children())]
+        readable = all(isinstance(module, _QUANTIZED) or type(module) in _FLOATS for module in modules)
+        return readable and all(_is_plain(parameter) for parameter in model.parameters())
+
+    def run(self, segments: Sequence[Segment], copies: Sequence[tuple[int, int]]) -> Tensor:
+        """Logits (B, V), one row for each segment that `is_last`, in order; see `Runner.run`."""
+        self._cache.copy(copies)
+        parts, rows, end = [], [], 0
+        for segment in segments:
+            parts.append(NativeSegment(segment.tokens, segment.start, segment.blocks))
+            end += segment.end - segment.start
+            if segment.is_last:
+                rows.append(end - 1)
+        return self._step.run(parts, rows)
+
+
+_QUANTIZED = QuantizedLinear, QuantizedEmbedding
+_FLOATS = nn.Linear, nn.Embedding, nn.LayerNorm
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu" and tensor.dtype == torch.float32 and tensor.is_contiguous()
+
+
+def _weights(model: Transformer) -> NetworkWeights:
+    blocks = tuple(_block(block) for block in model.blocks)
+    positions = None if model.positions is None else _matrix(model.positions)
+    embed, head = _matrix(model.embed), _matrix(model.head)
+    return NetworkWeights(model.config, embed, positions, blocks, _norm(model.norm), head)
+
+
+def _block(block: nn.Module) -> BlockWeights:
+    assert isinstance(block, Block)
+    attention, feed_forward = block.attention, block.feed_forward
+    return BlockWeights(
+        _norm(block.norm1),
+        _layer(attention.qkv),
+        _layer(attention.out),
+        _norm(block.norm2),
+        _layer(feed_forward.up),
+        _layer(feed_forward.down),
+    )
+
+
+def _norm(norm: nn.LayerNorm) -> Norm:
+    return Norm(norm.weight.detach(), norm.bias.detach())
+
+
+def _layer(linear: nn.Module) -> Layer:
+    assert isinstance(linear, nn.Linear | QuantizedLinear)
+    return Layer(_matrix(linear), None if linear.bias is None else linear.bias.detach())
+
+
+def _matrix(module: nn.Module) -> Matrix:
+    if isinstance(module, _QUANTIZED):
+        return module.packed
+    assert isinstance(module, nn.Linear | nn.Embedding)
+    return module.weight.detach()
