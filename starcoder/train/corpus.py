@@ -107,11 +107,13 @@ def _packages(settings: CorpusSettings) -> list[tuple[str, str, list[tuple[str, 
 
 def permissive_licence(distribution: Distribution) -> str | None:
     """The licence a package declares, if every word of it is MIT, BSD, ISC or Apache; else None."""
-    meta = distribution.metadata
-    classifiers = [c.split("::")[-1].strip() for c in meta.get_all("Classifier") or [] if "License ::" in c]
-    said = [x for x in (meta.get("License-Expression"), *classifiers) if x]
-    if not said and meta.get("License") and len(str(meta.get("License"))) < 60:
-        said = [str(meta.get("License"))]
+    meta = distribution.metadata.json
+    classifiers = meta.get("classifier", [])
+    said = [str(c).split("::")[-1].strip() for c in classifiers if "License ::" in str(c)]
+    if "license_expression" in meta:
+        said.append(str(meta["license_expression"]))
+    if not said and len(str(meta.get("license", ""))) < 60:  # longer ones are a licence's whole text
+        said = [str(meta.get("license", ""))]
     text = "; ".join(said)
     if not said or _COPYLEFT.search(text) or not all(_PERMISSIVE.search(x) for x in said):
         return None

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from starcoder.errors import ConfigError
-from starcoder.prompts import join_fim
+from starcoder.prompts import FimLayout, join_fim
 from starcoder.tokenizer import Tokenizer
 
 MAX_CHARACTERS_PER_TOKEN = 12  # an upper bound good enough to encode a window instead of a whole file
@@ -95,14 +95,12 @@ def _cut(text: str, start: int, limit: int, tokenizer: Tokenizer) -> tuple[str, 
     raise AssertionError("a character of at most four bytes fits in any room that pieces are cut for")
 
 
-def _infill(
-    part: str, room: int, tokenizer: Tokenizer, fim: FimSettings, rng: random.Random
-) -> list[int]:
+def _infill(part: str, room: int, tokenizer: Tokenizer, fim: FimSettings, rng: random.Random) -> list[int]:
     first, second = sorted(rng.sample(range(len(part) + 1), 2))
     prefix, middle, suffix = (tokenizer.encode(x) for x in (part[:first], part[first:second], part[second:]))
     over = len(prefix) + len(middle) + len(suffix) + 4 - room
     if over > 0:  # rare: encoding the parts apart took more tokens than the slack
         suffix = suffix[: max(0, len(suffix) - over)]
-    layout = "spm" if rng.random() < fim.spm_rate else "psm"
+    layout: FimLayout = "spm" if rng.random() < fim.spm_rate else "psm"
     prompt = join_fim(layout, prefix, suffix, tokenizer.sentinels)
     return [*prompt, *middle, tokenizer.sentinels.eos][:room]

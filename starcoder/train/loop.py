@@ -120,7 +120,7 @@ def sum_loss(model: Transformer, batch: Batch) -> Tensor:
     hidden, labels = hidden_BTD.flatten(0, 1)[is_learnt], labels[is_learnt]
     losses = [
         F.cross_entropy(model.head(h).float(), y, reduction="sum")
-        for h, y in zip(hidden.split(_LOSS_ROWS), labels.split(_LOSS_ROWS), strict=True)
+        for h, y in zip(torch.split(hidden, _LOSS_ROWS), torch.split(labels, _LOSS_ROWS), strict=True)
     ]
     return torch.stack(losses).sum()
 

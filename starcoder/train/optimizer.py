@@ -57,7 +57,9 @@ class Muon(torch.optim.Optimizer):
     Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/
     """
 
-    def __init__(self, params: Iterable[nn.Parameter], lr: float, weight_decay: float, momentum: float = 0.95):
+    def __init__(
+        self, params: Iterable[nn.Parameter], lr: float, weight_decay: float, momentum: float = 0.95
+    ):
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
 
     @torch.no_grad()
@@ -78,12 +80,13 @@ def orthogonalize(matrix: Tensor, steps: int = 5) -> Tensor:
     """The nearest semi-orthogonal matrix, roughly: all singular values between about 0.7 and 1.2."""
     a, b, c = 3.4445, -4.7750, 2.0315
     is_tall = matrix.size(0) > matrix.size(1)
-    x = matrix.T if is_tall else matrix
+    x: Tensor = matrix.T if is_tall else matrix
     x = x / (x.norm() + 1e-7)
     for _ in range(steps):
         square = x @ x.T
         x = a * x + (b * square + c * square @ square) @ x
-    return x.T if is_tall else x
+    out: Tensor = x.T if is_tall else x
+    return out
 
 
 def build(model: nn.Module, settings: OptimizerSettings) -> list[torch.optim.Optimizer]:

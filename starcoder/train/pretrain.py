@@ -9,7 +9,7 @@ import logging
 import math
 import tomllib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -54,10 +54,10 @@ class Recipe:
     output: str
     model: ModelConfig
     training: loop.LoopSettings
-    optimizer: OptimizerSettings = OptimizerSettings()
-    data: DataSettings = DataSettings()
-    corpus: CorpusSettings = CorpusSettings()
-    fim: FimSettings = FimSettings()
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    data: DataSettings = field(default_factory=DataSettings)
+    corpus: CorpusSettings = field(default_factory=CorpusSettings)
+    fim: FimSettings = field(default_factory=FimSettings)
     threads: int | None = None
     device: str = "cpu"
 
@@ -82,7 +82,9 @@ class Recipe:
             "corpus": CorpusSettings,
             "fim": FimSettings,
         }
-        parts = {name: _build(kind, table.pop(name), name) for name, kind in tables.items() if name in table}
+        parts: dict[str, Any] = {
+            name: _build(kind, table.pop(name), name) for name, kind in tables.items() if name in table
+        }
         return _build(cls, {**table, **parts}, "the recipe")
 
 

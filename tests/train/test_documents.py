@@ -80,7 +80,11 @@ def test_reads_json_lines_and_folders(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("", "holds no documents"), ('{"other": 1}\n', "a.jsonl:1 is not"), ('{"text": "a"}\n{"te', "a.jsonl:2")],
+    [
+        ("", "holds no documents"),
+        ('{"other": 1}\n', "a.jsonl:1 is not"),
+        ('{"text": "a"}\n{"te', "a.jsonl:2"),
+    ],
 )
 def test_data_that_cannot_be_is_refused(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "a.jsonl").write_text(content)

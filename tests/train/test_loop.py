@@ -80,14 +80,18 @@ def test_loss_falls_and_metrics_and_plot_are_written(tokenizer: Tokenizer, tmp_p
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_run_broken_off_and_resumed_equals_an_uninterrupted_one(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_a_run_broken_off_and_resumed_equals_an_uninterrupted_one(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
     whole = fit(tokenizer, tmp_path / "whole", 14)
     with pytest.raises(KeyboardInterrupt):
         fit(tokenizer, tmp_path / "broken", 14, stop_at=10)  # the newest checkpoint is of step 8
     resumed = fit(tokenizer, tmp_path / "broken", 14)
     for expected, actual in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(expected, actual)
-    losses = [[row["loss"] for row in read_metrics(tmp_path / x / "metrics.jsonl")] for x in ("whole", "broken")]
+    losses = [
+        [row["loss"] for row in read_metrics(tmp_path / x / "metrics.jsonl")] for x in ("whole", "broken")
+    ]
     assert losses[0] == losses[1]
 
 
@@ -102,7 +106,9 @@ def test_micro_batches_give_the_gradients_of_the_whole_batch(tokenizer: Tokenize
     torch.testing.assert_close(gradients[0], gradients[2], rtol=1e-4, atol=1e-7)
 
 
-@pytest.mark.parametrize(("family", "window"), [("gpt_bigcode", None), ("starcoder2", None), ("starcoder2", 9)])
+@pytest.mark.parametrize(
+    ("family", "window"), [("gpt_bigcode", None), ("starcoder2", None), ("starcoder2", 9)]
+)
 def test_packed_loss_and_gradients_equal_separate_documents(family: str, window: int | None) -> None:
     generator = torch.Generator().manual_seed(0)
     pieces = [torch.randint(20, 320, (n,), generator=generator).tolist() for n in (30, 7, 20)]
@@ -127,7 +133,12 @@ def test_a_loss_that_is_no_number_stops_the_run(tokenizer: Tokenizer, tmp_path: 
     settings = loop.LoopSettings(max_steps=3, batch_size=1)
     with pytest.raises(StarcoderError, match="loss is nan"):
         loop.train(
-            model, data(tokenizer), settings, OPTIMIZER, tmp_path, progress=Progress(tmp_path, Console(quiet=True))
+            model,
+            data(tokenizer),
+            settings,
+            OPTIMIZER,
+            tmp_path,
+            progress=Progress(tmp_path, Console(quiet=True)),
         )
     assert not list(tmp_path.glob("checkpoints/*.pt"))
 

@@ -17,7 +17,9 @@ def test_every_schedule_warms_up_and_stays_within_its_peak() -> None:
         assert rates[10:] == sorted(rates[10:], reverse=True)
 
 
-@pytest.mark.parametrize(("schedule", "half"), [("cosine", 0.5), ("linear", 0.5), ("wsd", 1.0), ("constant", 1.0)])
+@pytest.mark.parametrize(
+    ("schedule", "half"), [("cosine", 0.5), ("linear", 0.5), ("wsd", 1.0), ("constant", 1.0)]
+)
 def test_half_way_rates(schedule: Schedule, half: float) -> None:
     settings = OptimizerSettings(schedule=schedule, warmup_steps=0, decay_share=0.3)
     assert rate_at(500, 1000, settings) == pytest.approx(half)
