@@ -354,7 +354,7 @@ def test_version_and_help_go_to_stdout(capsys):
     assert all(verb in out for verb in ("complete", "doctor", "generate", "pretrain")) and err == ""
 
 
-@pytest.mark.parametrize("verb", ["complete", "generate", "pretrain"])
+@pytest.mark.parametrize("verb", ["complete", "doctor", "generate", "pretrain"])
 def test_help_of_a_verb_has_an_example(verb, capsys):
     assert main([verb, "--help"]) == 0
     assert f"$ starcoder {verb} " in capsys.readouterr().out

@@ -13,7 +13,9 @@ _PACKAGES = ("torch", "numpy", "safetensors", "tokenizers", "huggingface_hub", "
 
 
 def run(*, json: Annotated[bool, Parameter(show_default=False)] = False) -> None:
-    """Show versions, devices and what is bundled.
+    """Show versions, processor, devices and whether the native kernels are there.
+
+    $ starcoder doctor --json
 
     Args:
         json: Print one JSON document instead of text.
@@ -32,6 +34,8 @@ def _report() -> dict[str, str | int]:
 
     import torch  # takes seconds, so not before it is asked for
 
+    from starcoder.kernels import native
+
     return {
         "starcoder": __version__,
         "python": platform.python_version(),
@@ -39,5 +43,6 @@ def _report() -> dict[str, str | int]:
         **{name: metadata.version(name) for name in _PACKAGES},
         "cpu": f"{os.cpu_count()} logical cores, {torch.backends.cpu.get_cpu_capability()}",
         "threads": torch.get_num_threads(),
+        "kernels": ", ".join(native.variants()) or "not built, torch does the work",
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
     }
