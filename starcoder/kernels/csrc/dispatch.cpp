@@ -1,4 +1,5 @@
 // Which variants this processor runs, and the bandwidth that they could reach.
+#include <atomic>
 #include <chrono>
 #include <cstring>
 
@@ -34,8 +35,25 @@ const Kernels *variant(int32_t index) {
 struct Read {
   const char *data;
   int64_t size;
-  uint64_t sum[256];
+  std::atomic<uint64_t> sum;
 };
+
+constexpr int64_t PIECE = 1 << 20;
+
+uint64_t sum_of(const char *from, int64_t size) {
+  typedef uint64_t V __attribute__((vector_size(32)));
+  V sums[8] = {};
+  for (int64_t i = 0; i + 256 <= size; i += 256) {
+    for (int j = 0; j < 4; j++) __builtin_prefetch(from + i + 2048 + 64 * j);
+    for (int j = 0; j < 8; j++) {
+      V v;
+      memcpy(&v, from + i + j * 32, 32);
+      sums[j] += v;
+    }
+  }
+  for (int j = 1; j < 8; j++) sums[0] += sums[j];
+  return sums[0][0] + sums[0][1] + sums[0][2] + sums[0][3];
+}
 
 }  // namespace
 
@@ -56,32 +74,16 @@ const char *sc_isa(int32_t index) {
 int32_t sc_threads(int32_t threads) { return clamp_threads(threads); }
 
 double sc_bandwidth(int32_t threads, const void *data, int64_t size_bytes) {
-  Read read{(const char *)data, size_bytes, {}};
+  Read read{(const char *)data, size_bytes, {0}};
   const auto start = std::chrono::steady_clock::now();
   run_on_pool(threads, [](void *context, Team &team) {
     Read &read = *(Read *)context;
-    typedef uint64_t V __attribute__((vector_size(32)));
-    V sums[8] = {};
-    const int64_t each = read.size / team.threads / 4096 * 4096;
-    const char *from = read.data + each * team.thread;
-    for (int64_t i = 0; i < each; i += 256) {
-      __builtin_prefetch(from + i + 2048);
-      __builtin_prefetch(from + i + 2112);
-      __builtin_prefetch(from + i + 2176);
-      __builtin_prefetch(from + i + 2240);
-      for (int j = 0; j < 8; j++) {
-        V v;
-        memcpy(&v, from + i + j * 32, 32);
-        sums[j] += v;
-      }
-    }
-    for (int j = 1; j < 8; j++) sums[0] += sums[j];
-    read.sum[team.thread] = sums[0][0] + sums[0][1] + sums[0][2] + sums[0][3];
+    team.share((read.size + PIECE - 1) / PIECE, 1, [&](int64_t piece, int64_t) {
+      const int64_t left = read.size - piece * PIECE;
+      read.sum += sum_of(read.data + piece * PIECE, left < PIECE ? left : PIECE);
+    });
   }, &read);
-  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  volatile uint64_t sink = read.sum[0];
-  (void)sink;
-  return size_bytes / seconds;
+  return size_bytes / std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
 }  // extern "C"

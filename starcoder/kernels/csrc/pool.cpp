@@ -2,7 +2,6 @@
 
 #include <pthread.h>
 #include <sched.h>
-#include <unistd.h>
 
 #include <condition_variable>
 #include <mutex>
@@ -18,57 +17,76 @@ inline void pause_briefly() {
 #endif
 }
 
-// About 50 us of spinning: longer than a phase of a step waits, shorter than anyone notices.
-constexpr int kSpins = 2000;
+// Some 100 us: longer than threads wait for each other in a step, shorter than anyone notices.
+constexpr int kSpins = 4000;
+
+template <class Done>
+void spin_until(Done &&done) {
+  for (int spins = 0; !done(); spins++) spins < kSpins ? pause_briefly() : (void)sched_yield();
+}
+
+struct Job {
+  Work work = nullptr;
+  void *context = nullptr;
+  Shared *shared = nullptr;
+  int threads = 0;
+};
 
 class Pool {
  public:
   void run(int threads, Work work, void *context) {
     std::lock_guard<std::mutex> one_job(job_mutex_);
-    while (workers_ < threads - 1) {
-      std::thread(&Pool::serve, this, workers_ + 1, epoch_.load()).detach();
-      workers_++;
-    }
     Shared shared;
-    work_ = work, context_ = context, shared_ = &shared, threads_ = threads;
-    running_.store(workers_, std::memory_order_relaxed);
-    {
-      std::lock_guard<std::mutex> lock(sleep_mutex_);
-      epoch_.fetch_add(1, std::memory_order_release);
-    }
-    if (workers_ > 0) wake_.notify_all();
+    if (threads > 1) open({work, context, &shared, threads});
     Team team(shared, 0, threads);
     work(context, team);
-    for (int spins = 0; running_.load(std::memory_order_acquire) > 0; spins++)
-      spins < kSpins ? pause_briefly() : (void)sched_yield();
+    if (threads > 1) close();
   }
 
  private:
-  void serve(int thread, uint64_t seen) {
+  void open(const Job &job) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    for (; workers_ < job.threads - 1; workers_++) std::thread(&Pool::serve, this, workers_ + 1).detach();
+    job_ = job;
+    is_open_ = true;
+    epoch_.fetch_add(1, std::memory_order_release);
+    wake_.notify_all();
+  }
+
+  void close() {
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      is_open_ = false;
+    }
+    spin_until([&] { return inside_.load(std::memory_order_acquire) == 0; });
+  }
+
+  void serve(int thread) {
+    uint64_t seen = 0;
     for (;;) {
-      int spins = 0;
-      while (epoch_.load(std::memory_order_acquire) == seen && spins++ < kSpins) pause_briefly();
-      if (epoch_.load(std::memory_order_acquire) == seen) {
-        std::unique_lock<std::mutex> lock(sleep_mutex_);
-        wake_.wait(lock, [&] { return epoch_.load(std::memory_order_acquire) != seen; });
+      for (int spins = 0; epoch_.load(std::memory_order_acquire) == seen && spins < kSpins; spins++) pause_briefly();
+      Job job;
+      {
+        std::unique_lock<std::mutex> lock(mutex_);
+        wake_.wait(lock, [&] { return epoch_.load(std::memory_order_relaxed) != seen; });
+        seen = epoch_.load(std::memory_order_relaxed);
+        if (!is_open_ || thread >= job_.threads) continue;
+        job = job_;
+        inside_.fetch_add(1, std::memory_order_relaxed);
       }
-      seen++;
-      if (thread < threads_) {
-        Team team(*shared_, thread, threads_);
-        work_(context_, team);
-      }
-      running_.fetch_sub(1, std::memory_order_release);
+      Team team(*job.shared, thread, job.threads);
+      job.work(job.context, team);
+      inside_.fetch_sub(1, std::memory_order_release);
     }
   }
 
-  std::mutex job_mutex_, sleep_mutex_;
+  std::mutex job_mutex_, mutex_;  // one job at a time; the fields below
   std::condition_variable wake_;
   std::atomic<uint64_t> epoch_{0};
-  std::atomic<int> running_{0};
-  Work work_ = nullptr;
-  void *context_ = nullptr;
-  Shared *shared_ = nullptr;
-  int threads_ = 0, workers_ = 0;
+  std::atomic<int> inside_{0};
+  Job job_;
+  bool is_open_ = false;
+  int workers_ = 0;
 };
 
 // Never destroyed: its threads outlive main. A forked child has no workers and starts its own pool.
@@ -78,18 +96,8 @@ void new_pool() { pool = new Pool; }
 
 }  // namespace
 
-void Team::sync() {
-  if (thread == 0) shared_.next[(phase_ + 1) % 3].store(0, std::memory_order_relaxed);
-  phase_++;
-  if (threads == 1) return;
-  const int generation = shared_.generation.load(std::memory_order_acquire);
-  if (shared_.arrived.fetch_add(1, std::memory_order_acq_rel) + 1 == threads) {
-    shared_.arrived.store(0, std::memory_order_relaxed);
-    shared_.generation.store(generation + 1, std::memory_order_release);
-    return;
-  }
-  for (int spins = 0; shared_.generation.load(std::memory_order_acquire) == generation; spins++)
-    spins < kSpins ? pause_briefly() : (void)sched_yield();
+void Team::wait(uint64_t phase) const {
+  spin_until([&] { return (shared_.next.load(std::memory_order_acquire) & kPhase) != phase; });
 }
 
 int clamp_threads(int threads) { return threads < 1 ? 1 : threads > 256 ? 256 : threads; }

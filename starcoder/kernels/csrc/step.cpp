@@ -72,7 +72,8 @@ void lookup(const ScLinear &w, int64_t row, float *y) {
 
 namespace {
 
-// What one thread does in a job; every thread runs the same phases in the same order.
+// What one thread does in a job; every thread runs the same phases in the same order. One that comes late may read
+// what later phases are writing, but only for a phase that is over, whose items it does not get.
 class Runner {
  public:
   Runner(const Kernels &kernels, Workspace &space, Team &team)
