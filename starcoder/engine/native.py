@@ -26,7 +26,7 @@ class NativeRunner:
 
     def __init__(self, model: Transformer, cache: Cache):
         self._cache = cache
-        self._step = NativeStep(_weights(model), *cache.pools)
+        self._step = NativeStep(network_weights(model), *cache.pools)
 
     @staticmethod
     def can_run(model: Transformer, cache: Cache) -> bool:
@@ -57,7 +57,8 @@ def _is_plain(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu" and tensor.dtype == torch.float32 and tensor.is_contiguous()
 
 
-def _weights(model: Transformer) -> NetworkWeights:
+def network_weights(model: Transformer) -> NetworkWeights:
+    """What the kernels need of `model`; shares its memory."""
     blocks = tuple(_block(block) for block in model.blocks)
     positions = None if model.positions is None else _matrix(model.positions)
     embed, head = _matrix(model.embed), _matrix(model.head)

@@ -1,0 +1,155 @@
+"""Native products equal float64 within what 8-bit activations imply, on every variant this machine runs."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from starcoder.kernels import native
+from starcoder.kernels.ops import native_linear
+from starcoder.kernels.packed import GROUP_SIZES, Packed, Scheme, dequantize, pack
+
+pytestmark = pytest.mark.skipif(native.library() is None, reason="the native kernels are not built here")
+SCHEMES: list[Scheme] = ["int4", "int8"]
+
+
+def random_packed(scheme: Scheme, columns: int, inputs: int, group_size: int, seed: int = 0) -> Packed:
+    """Any integers that the format allows, the extremes among them."""
+    generator = torch.Generator().manual_seed(seed)
+    low, high = (-8, 8) if scheme == "int4" else (-64, 65)
+    integers = torch.randint(low, high, (columns, inputs), generator=generator, dtype=torch.int8)
+    if scheme == "int8":  # alone in a pair, a weight may be larger
+        integers[:, ::4], integers[:, 1::4] = 127, 1
+    scales = torch.rand(columns, -(-inputs // group_size), generator=generator) * 0.02 - 0.01
+    return pack(integers, scales.bfloat16(), scheme, group_size)
+
+
+def rounded(x: Tensor, group_size: int) -> Tensor:
+    """Activations as the kernels see them: 8 bits per group of inputs, in float64."""
+    rows, inputs = x.shape
+    groups = torch.nn.functional.pad(x, (0, -inputs % group_size)).view(rows, -1, group_size)
+    scale = groups.abs().amax(-1, keepdim=True) / 127
+    integers = torch.where(scale > 0, groups / scale, 0).round()
+    return (integers.double() * scale.double()).view(rows, -1)[:, :inputs]
+
+
+def assert_equals_reference(x: Tensor, packed: Packed, bias: Tensor | None, variant: str) -> None:
+    """Against float64 over the same rounded activations.
+
+    Allowed: one step of one activation per group, where float32 rounds a tie the other way, and
+    float32 sums over groups.
+    """
+    weight = dequantize(packed).double()
+    expected = rounded(x, packed.group_size) @ weight.T
+    if bias is not None:
+        expected += bias.double()
+    found = native_linear(x, packed, bias, threads=2, variant=variant)
+    groups = -(-packed.inputs // packed.group_size)
+    step = x.abs().amax(1, keepdim=True) / 127 * weight.abs().amax(1)
+    size = x.double().abs() @ weight.abs().T + (0 if bias is None else bias.abs())
+    allowed = 1e-6 * (2 + groups) * size + 0.02 * step + 1e-30
+    assert bool(((found - expected).abs() <= allowed).all()), float(
+        ((found - expected).abs() / allowed).max()
+    )
+
+
+@pytest.mark.parametrize("variant", native.variants())
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_every_row_count_to_64_equals_float64(scheme, variant):
+    generator = torch.Generator().manual_seed(1)
+    packed = random_packed(scheme, 40, 333, 64)
+    for rows in range(1, 65):
+        assert_equals_reference(torch.randn(rows, 333, generator=generator), packed, None, variant)
+
+
+@pytest.mark.parametrize("variant", native.variants())
+@settings(max_examples=60, deadline=None)
+@given(
+    scheme=st.sampled_from(SCHEMES),
+    columns=st.integers(1, 70),
+    inputs=st.integers(1, 600),
+    group_size=st.sampled_from(GROUP_SIZES),
+    rows=st.integers(1, 24),
+    has_bias=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+def test_any_shape_equals_float64(variant, scheme, columns, inputs, group_size, rows, has_bias, seed):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(rows, inputs, generator=generator) * 10 ** torch.randn(rows, 1, generator=generator)
+    bias = torch.randn(columns, generator=generator) if has_bias else None
+    packed = random_packed(scheme, columns, inputs, group_size, seed)
+    assert_equals_reference(x, packed, bias, variant)
+
+
+@pytest.mark.parametrize("variant", native.variants())
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_the_largest_integers_do_not_saturate(scheme, variant):
+    """All weights and activations at their extremes, same signs: the worst case of 16-bit sums."""
+    for weight, activation in (
+        ((-8, 1.0), (7, 1.0), (-8, -1.0)) if scheme == "int4" else ((64, 1.0), (-64, 1.0))
+    ):
+        integers = torch.full((16, 512), weight, dtype=torch.int8)
+        packed = pack(integers, torch.ones(16, 2).bfloat16(), scheme, 256)
+        found = native_linear(torch.full((9, 512), activation), packed, variant=variant)
+        torch.testing.assert_close(found, torch.full((9, 16), 512.0 * weight * activation))
+
+
+@pytest.mark.parametrize("variant", native.variants())
+def test_floats_equal_float64(variant):
+    generator = torch.Generator().manual_seed(2)
+    for columns, inputs, rows in ((1, 1, 1), (45, 300, 7), (16, 513, 64), (100, 64, 13)):
+        weight = torch.randn(columns, inputs, generator=generator)
+        x, bias = torch.randn(rows, inputs, generator=generator), torch.randn(columns, generator=generator)
+        found = native_linear(x, weight, bias, threads=2, variant=variant)
+        expected = (x.double() @ weight.double().T + bias.double()).float()
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)  # float32 sums of up to 513
+
+
+def matrices() -> list[Packed | Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    return [
+        *(random_packed(scheme, 90, 520, 64) for scheme in SCHEMES),
+        torch.randn(90, 520, generator=generator),
+    ]
+
+
+@pytest.mark.parametrize("variant", native.variants())
+@pytest.mark.parametrize("weight", matrices(), ids=["int4", "int8", "float32"])
+def test_a_row_alone_equals_the_row_in_a_batch(weight, variant):
+    x = torch.randn(40, 520, generator=torch.Generator().manual_seed(4))
+    alone = torch.cat([native_linear(x[row : row + 1], weight, variant=variant) for row in range(40)])
+    for rows in (2, 3, 7, 8, 9, 40):
+        assert torch.equal(native_linear(x[:rows], weight, variant=variant), alone[:rows])
+
+
+@pytest.mark.parametrize("weight", matrices(), ids=["int4", "int8", "float32"])
+def test_the_number_of_threads_changes_nothing(weight):
+    x = torch.randn(40, 520, generator=torch.Generator().manual_seed(5))
+    for rows in (1, 5, 40):
+        one = native_linear(x[:rows], weight, threads=1)
+        for threads in (2, 3, 7):
+            assert torch.equal(native_linear(x[:rows], weight, threads=threads), one)
+
+
+@pytest.mark.parametrize("variant", native.variants())
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_memory_may_start_anywhere(scheme, variant):
+    """Weights mapped from a file start where the file has them."""
+    packed = random_packed(scheme, 33, 256, 64)
+    x = torch.randn(9, 256, generator=torch.Generator().manual_seed(6))
+    expected = native_linear(x, packed, variant=variant)
+    shifted = torch.empty(packed.data.numel() + 1, dtype=torch.uint8)[1:].view(packed.data.shape)
+    shifted.copy_(packed.data)
+    moved = Packed(packed.scheme, 33, 256, 64, shifted, packed.scales)
+    y = torch.empty(9 * 256 + 1)[1:].view(9, 256).copy_(x)
+    assert shifted.data_ptr() % 2 == 1
+    assert torch.equal(native_linear(y, moved, variant=variant), expected)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_rows_of_zeros_and_tiny_numbers_are_finite(scheme):
+    packed = random_packed(scheme, 20, 128, 64)
+    x = torch.stack([torch.zeros(128), torch.full((128,), 1e-42), torch.full((128,), 1e30)])
+    found = native_linear(x, packed)
+    assert bool(found[0].eq(0).all()) and bool(found.isfinite().all())
