@@ -80,6 +80,17 @@ class Pool:
             matched += self.block_size
         return matched + self._match_part(tokens[matched : min(limit, matched + self.block_size)], table)
 
+    def count_cached(self, tokens: Sequence[int]) -> int:
+        """How many tokens `match` would find while blocks are free; holds nothing."""
+        key, limit, matched = ROOT, len(tokens) - 1, 0
+        while limit - matched >= self.block_size:
+            piece = tuple(tokens[matched : matched + self.block_size])
+            if piece not in self._children.get(key, {}):
+                break
+            key, matched = _key(key, piece), matched + self.block_size
+        wanted = tokens[matched : max(matched, min(limit, matched + self.block_size))]
+        return matched + max((_common(piece, wanted) for piece in self._children.get(key, {})), default=0)
+
     def _match_part(self, wanted: Sequence[int], table: Table) -> int:
         """Take the block that shares the longest beginning with `wanted`, fewer than a block's tokens."""
         best, length = -1, 0

@@ -109,6 +109,15 @@ class Engine:
         """Whether `step` has nothing to do and nothing to return."""
         return not self._live and not self._outbox
 
+    @property
+    def context_length(self) -> int:
+        """Tokens that a prompt and its completion may have together."""
+        return self._max_tokens
+
+    def cached_tokens(self, tokens: Sequence[int]) -> int:
+        """How many first tokens of this prompt would not be computed again; changes nothing."""
+        return self._pool.count_cached(tokens)
+
     def stats(self) -> EngineStats:
         return EngineStats(
             num_waiting=len(self._scheduler.waiting),

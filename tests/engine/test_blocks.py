@@ -120,3 +120,15 @@ def test_clearing_forgets_all_content():
     cache(pool, [1, 2, 3, 4, 5])
     pool.clear()
     assert pool.match([1, 2, 3, 4, 5, 6], Table()) == 0
+
+
+def test_counting_finds_what_matching_takes():
+    pool, tokens = Pool(num_blocks=8, block_size=4), list(range(11))
+    cache(pool, tokens)
+    for asked in ([], [0], tokens[:3], tokens[:4], tokens[:9], tokens, [*tokens, 99], [0, 1, 2, 3, 4, 77, 6]):
+        probe = Table()
+        counted = pool.count_cached(asked)
+        if asked:
+            assert pool.match(asked, probe) == counted
+            pool.release(probe, asked, counted)
+        pool.check()
