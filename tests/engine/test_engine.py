@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from starcoder.engine.engine import EngineSettings
+from starcoder.engine.native import NativeRunner
 from starcoder.errors import CapacityError, ConfigError, RequestError
+from starcoder.kernels import native
 from starcoder.request import CompletionRequest, SamplingParams, collect
 from tests.engine.small import VARIANTS, VOCAB, Letters, ask, greedy, make_engine, make_model
 
@@ -16,6 +18,15 @@ torch.set_num_threads(1)
 @pytest.fixture(scope="module")
 def model():
     return make_model()
+
+
+@pytest.fixture(params=["native", "torch"])
+def path(request, monkeypatch):
+    """Both ways a step can be run, whichever this machine prefers."""
+    if request.param == "torch":
+        monkeypatch.setattr(NativeRunner, "can_run", lambda model, cache: False)
+    elif native.library() is None:
+        pytest.skip("the native kernels are not built on this machine")
 
 
 def prompts(num, *, seed=0, longest=40):
@@ -37,7 +48,7 @@ def drain(engine):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_batched_equals_alone(variant):
+def test_batched_equals_alone(variant, path):
     model = make_model(variant)
     texts = prompts(9)
     engine = make_engine(model, max_step_tokens=16, max_sequences=5)
@@ -46,7 +57,7 @@ def test_batched_equals_alone(variant):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_preempted_equals_undisturbed(variant):
+def test_preempted_equals_undisturbed(variant, path):
     model = make_model(variant)
     texts = prompts(6, seed=1, longest=20)
     engine = make_engine(model, num_blocks=14)
@@ -66,7 +77,7 @@ def test_a_preempted_stream_repeats_and_loses_nothing(model):
         assert sample.text == Letters().decode(sample.tokens) and len(sample.tokens) == 24
 
 
-def test_cached_equals_full(model):
+def test_cached_equals_full(model, path):
     engine = make_engine(model)
     text = prompts(1, longest=40)[0] * 3
     [first] = tokens_of(engine, [ask(text)])

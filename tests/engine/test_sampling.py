@@ -64,6 +64,15 @@ def test_top_p_draws_from_the_fewest_that_reach_it(top_p):
     assert_drawn_from(kept_V, frequencies(row_V, top_p=top_p))
 
 
+def test_top_p_reaches_far_into_a_flat_distribution():
+    flat = torch.randn(1, 5000, generator=torch.Generator().manual_seed(1)) / 100
+    p_V, order = flat[0].softmax(-1).sort(descending=True)
+    kept = set(order[p_V.cumsum(-1) - p_V < 0.5].tolist())
+    one = draw(temperature=1.0, top_p=0.5)
+    drawn = {sample(flat, [one], [()])[0].token for _ in range(200)}
+    assert 1024 < len(kept) < 5000 and drawn <= kept
+
+
 def test_top_k_comes_before_top_p():
     row_V = torch.tensor([3.0, 2.0, 1.0] + [0.9] * (V - 3))
     assert frequencies(row_V, top_k=2, top_p=0.99)[2:].sum() == 0
