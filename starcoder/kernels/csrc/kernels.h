@@ -2,6 +2,9 @@
 #pragma once
 #include "starcoder.h"
 
+// Inner loops: their arrays live in registers only when nothing is called.
+#define INNER inline __attribute__((always_inline))
+
 // Inputs of a k-block are kept together, so that a panel of weights meets them in order.
 constexpr int32_t K_BLOCK = 256;
 constexpr int32_t COLUMNS = 16;       // of one packed block
@@ -9,7 +12,7 @@ constexpr int32_t SPLIT = 128;        // keys summed at once; the order of sums 
 constexpr int32_t DIRECT_ROWS = 8;    // up to here weights are unpacked in registers, beyond into a panel
 
 // Rows of activations as a linear wants them. Float: x alone. Quantized: [k-block][row][K_BLOCK] integers and
-// [k-block][row][K_BLOCK / group] scales and sums.
+// [k-block][row][K_BLOCK / group] scales, and sums times -8.
 struct Activations {
   int32_t rows;
   int64_t stride;  // floats from one row of x to the next

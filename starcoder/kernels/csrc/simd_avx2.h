@@ -33,7 +33,7 @@ inline void keep_order(__m256i &sum) { asm("" : "+x"(sum)); }
 template <int R>
 struct Short {
   __m256i s[R][2];
-  inline void add(__m256i w0, __m256i w1, const int8_t *a, int64_t stride) {
+  INNER void add(__m256i w0, __m256i w1, const int8_t *a, int64_t stride) {
 #pragma GCC unroll 4
     for (int r = 0; r < R; r++) {
       const __m256i x = four(a + r * stride);
@@ -43,7 +43,7 @@ struct Short {
       keep_order(s[r][1]);
     }
   }
-  inline void start(__m256i w0, __m256i w1, const int8_t *a, int64_t stride) {
+  INNER void start(__m256i w0, __m256i w1, const int8_t *a, int64_t stride) {
 #pragma GCC unroll 4
     for (int r = 0; r < R; r++) {
       const __m256i x = four(a + r * stride);
@@ -51,7 +51,7 @@ struct Short {
       s[r][1] = _mm256_maddubs_epi16(w1, x);
     }
   }
-  inline void widen(I (&d)[R][NV]) const {
+  INNER void widen(I (&d)[R][NV]) const {
     const __m256i one = _mm256_set1_epi16(1);
 #pragma GCC unroll 4
     for (int r = 0; r < R; r++) {
@@ -62,9 +62,8 @@ struct Short {
 };
 
 template <int R>
-inline void dot_int4(const uint8_t *w, const int8_t *a, int64_t stride, int inputs, I (&d)[R][NV]) {
+INNER void dot_int4(const uint8_t *w, const int8_t *a, int64_t stride, int inputs, I (&d)[R][NV]) {
   const __m256i mask = _mm256_set1_epi8(15);
-  for (int r = 0; r < R; r++) d[r][0] = d[r][1] = I{};
   for (int k = 0; k < inputs; k += 32, w += 256, a += 32) {
     Short<R> sums;
 #pragma GCC unroll 4
@@ -86,8 +85,7 @@ inline void dot_int4(const uint8_t *w, const int8_t *a, int64_t stride, int inpu
 
 // The same with the nibbles already apart.
 template <int R>
-inline void dot_bytes(const uint8_t *w, const int8_t *a, int64_t stride, int inputs, I (&d)[R][NV]) {
-  for (int r = 0; r < R; r++) d[r][0] = d[r][1] = I{};
+INNER void dot_bytes(const uint8_t *w, const int8_t *a, int64_t stride, int inputs, I (&d)[R][NV]) {
   for (int k = 0; k < inputs; k += 32, w += 512, a += 32) {
     Short<R> sums;
     sums.start(load_bytes(w), load_bytes(w + 32), a, stride);
@@ -100,28 +98,30 @@ inline void dot_bytes(const uint8_t *w, const int8_t *a, int64_t stride, int inp
 
 // Activations plus 128 times signed weights; the promise on neighbours keeps each pair within 16 bits.
 template <int R>
-inline void dot_int8(const uint8_t *w, const int8_t *a, int64_t stride, int inputs, I (&d)[R][NV]) {
+INNER void dot_int8(const uint8_t *w, const int8_t *a, int64_t stride, int inputs, I (&d)[R][NV]) {
   const __m256i one = _mm256_set1_epi16(1);
-  for (int r = 0; r < R; r++) d[r][0] = d[r][1] = I{};
+  I sum[R][NV];
+  for (int r = 0; r < R; r++) sum[r][0] = d[r][0], sum[r][1] = d[r][1];
   for (int k = 0; k < inputs; k += 4, w += 64) {
     _mm_prefetch((const char *)w + 2048, _MM_HINT_T0);
     const __m256i w0 = load_bytes(w), w1 = load_bytes(w + 32);
     for (int r = 0; r < R; r++) {
       const __m256i x = four(a + r * stride + k);
-      d[r][0] += (I)_mm256_madd_epi16(_mm256_maddubs_epi16(x, w0), one);
-      d[r][1] += (I)_mm256_madd_epi16(_mm256_maddubs_epi16(x, w1), one);
+      sum[r][0] += (I)_mm256_madd_epi16(_mm256_maddubs_epi16(x, w0), one);
+      sum[r][1] += (I)_mm256_madd_epi16(_mm256_maddubs_epi16(x, w1), one);
     }
   }
+  for (int r = 0; r < R; r++) d[r][0] = sum[r][0], d[r][1] = sum[r][1];
 }
 
-// Sums of weights, times 128: what the bias of activations adds.
-inline void sum_int8(const uint8_t *w, int inputs, I (&s)[NV]) {
+// Minus 128 times the sums of weights: what the bias of activations added too much.
+INNER void sum_int8(const uint8_t *w, int inputs, I (&s)[NV]) {
   const __m256i one = _mm256_set1_epi16(1), ones = _mm256_set1_epi8(1);
   __m256i sum[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
   for (int k = 0; k < inputs; k += 4, w += 64)
     for (int v = 0; v < 2; v++)
       sum[v] = _mm256_add_epi16(sum[v], _mm256_maddubs_epi16(ones, load_bytes(w + 32 * v)));
-  for (int v = 0; v < 2; v++) s[v] = (I)_mm256_slli_epi32(_mm256_madd_epi16(sum[v], one), 7);
+  for (int v = 0; v < 2; v++) s[v] = (I)_mm256_madd_epi16(sum[v], one) * -128;
 }
 
 inline void unpack(const uint8_t *line, uint8_t *out) {

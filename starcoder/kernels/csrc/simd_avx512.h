@@ -24,9 +24,8 @@ inline __m512i four(const int8_t *a) {
 }
 
 template <int R>
-inline void dot_int4(const uint8_t *w, const int8_t *a, int64_t stride, int inputs, I (&d)[R][NV]) {
+INNER void dot_int4(const uint8_t *w, const int8_t *a, int64_t stride, int inputs, I (&d)[R][NV]) {
   const __m512i mask = _mm512_set1_epi8(15);
-  for (int r = 0; r < R; r++) d[r][0] = I{};
   for (int k = 0; k < inputs; k += 8, w += 64) {
     _mm_prefetch((const char *)w + 2048, _MM_HINT_T0);
     const __m512i line = _mm512_loadu_si512(w), low = _mm512_and_si512(line, mask);
@@ -39,8 +38,7 @@ inline void dot_int4(const uint8_t *w, const int8_t *a, int64_t stride, int inpu
 }
 
 template <int R>
-inline void dot_bytes(const uint8_t *w, const int8_t *a, int64_t stride, int inputs, I (&d)[R][NV]) {
-  for (int r = 0; r < R; r++) d[r][0] = I{};
+INNER void dot_bytes(const uint8_t *w, const int8_t *a, int64_t stride, int inputs, I (&d)[R][NV]) {
   for (int k = 0; k < inputs; k += 4, w += 64) {
     const __m512i line = _mm512_loadu_si512(w);
     for (int r = 0; r < R; r++)
@@ -49,8 +47,7 @@ inline void dot_bytes(const uint8_t *w, const int8_t *a, int64_t stride, int inp
 }
 
 template <int R>
-inline void dot_int8(const uint8_t *w, const int8_t *a, int64_t stride, int inputs, I (&d)[R][NV]) {
-  for (int r = 0; r < R; r++) d[r][0] = I{};
+INNER void dot_int8(const uint8_t *w, const int8_t *a, int64_t stride, int inputs, I (&d)[R][NV]) {
   for (int k = 0; k < inputs; k += 4, w += 64) {
     _mm_prefetch((const char *)w + 2048, _MM_HINT_T0);
     const __m512i line = _mm512_loadu_si512(w);
@@ -59,11 +56,11 @@ inline void dot_int8(const uint8_t *w, const int8_t *a, int64_t stride, int inpu
   }
 }
 
-inline void sum_int8(const uint8_t *w, int inputs, I (&s)[NV]) {
+INNER void sum_int8(const uint8_t *w, int inputs, I (&s)[NV]) {
   __m512i sum = _mm512_setzero_si512();
   for (int k = 0; k < inputs; k += 4, w += 64)
     sum = _mm512_dpbusd_epi32(sum, _mm512_set1_epi8(1), _mm512_loadu_si512(w));
-  s[0] = (I)_mm512_slli_epi32(sum, 7);
+  s[0] = (I)sum * -128;
 }
 
 inline void unpack(const uint8_t *line, uint8_t *out) {

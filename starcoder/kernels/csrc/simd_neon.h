@@ -24,10 +24,8 @@ inline int8x16_t four(const int8_t *a) {
 inline I dot(I sum, int8x16_t w, int8x16_t a) { return (I)vdotq_s32((int32x4_t)sum, w, a); }
 
 template <int R>
-inline void dot_int4(const uint8_t *w, const int8_t *a, int64_t stride, int inputs, I (&d)[R][NV]) {
+INNER void dot_int4(const uint8_t *w, const int8_t *a, int64_t stride, int inputs, I (&d)[R][NV]) {
   const uint8x16_t mask = vdupq_n_u8(15);
-  for (int r = 0; r < R; r++)
-    for (int v = 0; v < NV; v++) d[r][v] = I{};
   for (int k = 0; k < inputs; k += 8, w += 64)
     for (int v = 0; v < NV; v++) {
       const uint8x16_t bytes = vld1q_u8(w + 16 * v);
@@ -39,9 +37,7 @@ inline void dot_int4(const uint8_t *w, const int8_t *a, int64_t stride, int inpu
 }
 
 template <int R>
-inline void dot_bytes(const uint8_t *w, const int8_t *a, int64_t stride, int inputs, I (&d)[R][NV]) {
-  for (int r = 0; r < R; r++)
-    for (int v = 0; v < NV; v++) d[r][v] = I{};
+INNER void dot_bytes(const uint8_t *w, const int8_t *a, int64_t stride, int inputs, I (&d)[R][NV]) {
   for (int k = 0; k < inputs; k += 4, w += 64)
     for (int v = 0; v < NV; v++) {
       const int8x16_t bytes = vreinterpretq_s8_u8(vld1q_u8(w + 16 * v));
@@ -50,11 +46,11 @@ inline void dot_bytes(const uint8_t *w, const int8_t *a, int64_t stride, int inp
 }
 
 template <int R>
-inline void dot_int8(const uint8_t *w, const int8_t *a, int64_t stride, int inputs, I (&d)[R][NV]) {
+INNER void dot_int8(const uint8_t *w, const int8_t *a, int64_t stride, int inputs, I (&d)[R][NV]) {
   dot_bytes<R>(w, a, stride, inputs, d);
 }
 
-inline void sum_int8(const uint8_t *, int, I (&s)[NV]) {  // activations carry no bias here
+INNER void sum_int8(const uint8_t *, int, I (&s)[NV]) {  // activations carry no bias here
   for (int v = 0; v < NV; v++) s[v] = I{};
 }
 

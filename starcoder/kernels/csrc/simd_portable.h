@@ -18,7 +18,7 @@ inline F load_bfloat16(const uint16_t *p) {
 }
 
 template <int R>
-void dot_int4(const uint8_t *w, const int8_t *a, int64_t stride, int inputs, I (&d)[R][NV]) {
+INNER void dot_int4(const uint8_t *w, const int8_t *a, int64_t stride, int inputs, I (&d)[R][NV]) {
   for (int r = 0; r < R; r++)
     for (int c = 0; c < COLUMNS; c++) {
       int32_t sum = 0;
@@ -26,27 +26,27 @@ void dot_int4(const uint8_t *w, const int8_t *a, int64_t stride, int inputs, I (
         const int byte = w[k / 8 * 64 + 4 * c + k % 4];
         sum += (k & 4 ? byte >> 4 : byte & 15) * a[r * stride + k];
       }
-      d[r][c / W][c % W] = sum;
+      d[r][c / W][c % W] += sum;
     }
 }
 
 template <int R>
-void dot_bytes(const uint8_t *w, const int8_t *a, int64_t stride, int inputs, I (&d)[R][NV]) {
+INNER void dot_bytes(const uint8_t *w, const int8_t *a, int64_t stride, int inputs, I (&d)[R][NV]) {
   for (int r = 0; r < R; r++)
     for (int c = 0; c < COLUMNS; c++) {
       int32_t sum = 0;
       for (int k = 0; k < inputs; k++) sum += (int8_t)w[k / 4 * 64 + 4 * c + k % 4] * a[r * stride + k];
-      d[r][c / W][c % W] = sum;
+      d[r][c / W][c % W] += sum;
     }
 }
 
 template <int R>
-void dot_int8(const uint8_t *w, const int8_t *a, int64_t stride, int inputs, I (&d)[R][NV]) {
+INNER void dot_int8(const uint8_t *w, const int8_t *a, int64_t stride, int inputs, I (&d)[R][NV]) {
   dot_bytes<R>(w, a, stride, inputs, d);
 }
 
-// Sums of weights, times 128: what the bias of activations adds. None here.
-inline void sum_int8(const uint8_t *, int, I (&s)[NV]) {
+// Minus 128 times the sums of weights: what the bias of activations added too much. None here.
+INNER void sum_int8(const uint8_t *, int, I (&s)[NV]) {
   for (int v = 0; v < NV; v++) s[v] = I{};
 }
 

@@ -5,6 +5,8 @@
 
 namespace {
 
+typedef int8_t B __attribute__((vector_size(W)));
+
 inline F load(const float *p) {
   F v;
   memcpy(&v, p, sizeof v);
@@ -93,12 +95,13 @@ void quantize(const float *x, int32_t kind, int32_t inputs, int32_t group, const
       const F v = smaller(larger(nearest(load(part + i) * inverse), spread(-127.f)), spread(127.f));
       const I q = __builtin_convertvector(v, I);
       sum += q;
-      for (int j = 0; j < W; j++) to[i + j] = (int8_t)(q[j] + bias);
+      const B bytes = __builtin_convertvector(q + spread_int(bias), B);
+      memcpy(to + i, &bytes, W);
     }
     int32_t total = 0;
     for (int i = 0; i < W; i++) total += sum[i];
     out->scales[at * per_block + g % per_block] = scale;
-    out->sums[at * per_block + g % per_block] = 8 * total;
+    out->sums[at * per_block + g % per_block] = -8 * total;
   }
 }
 
@@ -119,16 +122,22 @@ inline void finish(const ScLinear *w, const Epilogue *to, int32_t block, int32_t
     memcpy(y, out, count * sizeof(float));
 }
 
+// Where the sums of a group start: minus what its offsets will add too much. Nibbles are 8 too large, so that depends
+// on the row; int8 activations may be 128 too large, which depends on the column.
+template <int R>
+INNER void start_group(I (&d)[R][NV], const int32_t *sums, int64_t stride, const I *weight_sums) {
+  for (int r = 0; r < R; r++)
+    for (int v = 0; v < NV; v++) d[r][v] = weight_sums ? weight_sums[v] : spread_int(sums[r * stride]);
+}
+
 // c[R][16] += sums of one group, in the one order that all row counts share.
 template <int R>
-inline void add_group(float *c, const I (&d)[R][NV], const float *scales, int64_t scale_stride, const int32_t *sums,
-                      const I *weight_sums, const F *w) {
+INNER void add_group(float *c, const I (&d)[R][NV], const float *scales, int64_t stride, const F *w) {
   for (int r = 0; r < R; r++) {
-    const F scale = spread(scales[r * scale_stride]);
+    const F scale = spread(scales[r * stride]);
     for (int v = 0; v < NV; v++) {
-      const I whole = d[r][v] - (weight_sums ? weight_sums[v] : spread_int(sums[r * scale_stride]));
       float *to = c + r * COLUMNS + v * W;
-      store(to, fma(to_float(whole) * scale, w[v], load(to)));
+      store(to, fma(to_float(d[r][v]) * scale, w[v], load(to)));
     }
   }
 }
@@ -156,15 +165,16 @@ void direct(const ScLinear *w, const Activations *x, int32_t block, int32_t row,
     I d[R][NV], weight_sums[NV];
     F scale[NV];
     for (int v = 0; v < NV; v++) scale[v] = load_bfloat16(part.scales + v * W);
+    const int64_t scalar = at * per_block + g % per_block;
     if (w->kind == SC_INT4) {
+      start_group<R>(d, x->sums + scalar, per_block, nullptr);
       dot_int4<R>(part.data, a, K_BLOCK, w->group, d);
     } else {
-      dot_int8<R>(part.data, a, K_BLOCK, w->group, d);
       sum_int8(part.data, w->group, weight_sums);
+      start_group<R>(d, nullptr, 0, weight_sums);
+      dot_int8<R>(part.data, a, K_BLOCK, w->group, d);
     }
-    const int64_t scalar = at * per_block + g % per_block;
-    add_group<R>(c, d, x->scales + scalar, per_block, x->sums + scalar,
-                 w->kind == SC_INT4 ? nullptr : weight_sums, scale);
+    add_group<R>(c, d, x->scales + scalar, per_block, scale);
   }
   for (int r = 0; r < R; r++) finish(w, to, block, row + r, c + r * COLUMNS);
 }
@@ -186,12 +196,13 @@ void many(const ScLinear *w, const Activations *x, const Panel *panel, const uin
     const uint8_t *from = data + g * w->group * COLUMNS;
     const int64_t scalar = at * per_block + g;
     if (w->kind == SC_INT4) {
+      start_group<R>(d, x->sums + scalar, per_block, nullptr);
       dot_bytes<R>(from, a, K_BLOCK, w->group, d);
-      add_group<R>(c, d, x->scales + scalar, per_block, x->sums + scalar, nullptr, panel->scale[g]);
     } else {
+      start_group<R>(d, nullptr, 0, panel->sums[g]);
       dot_int8<R>(from, a, K_BLOCK, w->group, d);
-      add_group<R>(c, d, x->scales + scalar, per_block, nullptr, panel->sums[g], panel->scale[g]);
     }
+    add_group<R>(c, d, x->scales + scalar, per_block, panel->scale[g]);
   }
 }
 
