@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from starcoder.errors import CheckpointError, StarcoderError
 from starcoder.model import Transformer, documents
 from starcoder.train import optimizer as optim
-from starcoder.train.packing import IGNORE, Batch, PackedDocuments, Position
+from starcoder.train.packing import IGNORE, Batch, Lane, PackedDocuments, Position
 from starcoder.train.progress import Progress
 
 log = logging.getLogger(__name__)
@@ -178,7 +178,9 @@ def restore(
             f"{found[-1]} does not fit this run: {str(error).splitlines()[0]}",
             "the recipe has changed since; use another --output to start anew",
         ) from None
-    data.resume(Position(**state["position"]))
+    data.resume(
+        Position(state["position"]["row"], tuple(Lane(**lane) for lane in state["position"]["lanes"]))
+    )
     log.info("resumed at step %d", state["step"])
     return int(state["step"])
 

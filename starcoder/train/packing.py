@@ -1,6 +1,6 @@
 """Packs documents into rows of fixed length, without attention across them.
 
-Rows are filled exactly: a document is cut where its row ends and goes on in the next one. Every random
+Rows are filled exactly: a document is cut where its row ends and goes on in a later one. Every random
 choice is drawn from (seed, epoch, document, offset), so a position is all there is to resume from.
 """
 
@@ -33,16 +33,28 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
-class Position:
-    """Where in the endless stream of documents the next piece starts."""
+class Lane:
+    """Where one lane's next piece starts: lane `i` of `n` reads every n-th document of an epoch's order."""
 
     epoch: int = 0
-    document: int = 0  # index in this epoch's order
+    document: int = 0  # index among the lane's documents
     offset: int = 0  # characters into it
 
 
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where in the endless stream of rows the next one starts."""
+
+    row: int
+    lanes: tuple[Lane, ...]
+
+
 class PackedDocuments:
-    """Endless packed batches over `texts`, shuffled anew each epoch."""
+    """Endless packed batches over `texts`, shuffled anew each epoch.
+
+    Rows take turns over `num_lanes` documents being read at once, so that a batch is a mixture: rows of one
+    document in one batch would make its gradient that document's.
+    """
 
     def __init__(
         self,
@@ -52,20 +64,21 @@ class PackedDocuments:
         seq_length: int,
         fim: FimSettings,
         seed: int,
+        num_lanes: int = 256,
     ):
         self.texts, self.tokenizer, self.seq_length = texts, tokenizer, seq_length
         self.fim, self.seed = fim, seed
-        self.resume(Position())
+        self._orders: dict[int, list[int]] = {}
+        num_lanes = min(num_lanes, len(texts))
+        self.resume(Position(0, (Lane(),) * num_lanes))
+
+    @property
+    def position(self) -> Position:
+        return Position(self._row, tuple(self._lanes))
 
     def resume(self, position: Position) -> None:
         """Go on from `position`, as a stream that had come that far would."""
-        self.position = position
-        self._order = self._shuffle(position.epoch)
-
-    def _shuffle(self, epoch: int) -> list[int]:
-        order = list(range(len(self.texts)))
-        random.Random(f"order {self.seed} {epoch}").shuffle(order)
-        return order
+        self._row, self._lanes = position.row, list(position.lanes)
 
     def next_batch(self, rows: int, seq_length: int | None = None) -> Batch:
         """The next `rows` rows, of another length than usual if given; moves `position` past them."""
@@ -79,26 +92,35 @@ class PackedDocuments:
 
     def _fill_row(self, room: int) -> list[list[int]]:
         row: list[list[int]] = []
+        lane = self._row % len(self._lanes)
         while room >= MIN_PIECE_TOKENS:
-            tokens = self._next_piece(room + 1)  # a piece of n tokens takes n - 1 positions
+            tokens = self._next_piece(lane, room + 1)  # a piece of n tokens takes n - 1 positions
             if len(tokens) > 1:
                 row.append(tokens)
                 room -= len(tokens) - 1
+        self._row += 1
         return row
 
-    def _next_piece(self, room: int) -> list[int]:
-        at = self.position
-        index = self._order[at.document]
+    def _next_piece(self, lane: int, room: int) -> list[int]:
+        at = self._lanes[lane]
+        documents = self._order(at.epoch)[lane :: len(self._lanes)]
+        index = documents[at.document]
         rng = random.Random(f"piece {self.seed} {at.epoch} {index} {at.offset}")
         piece = cut_piece(self.texts[index], at.offset, room, self.tokenizer, self.fim, rng)
         if piece.end < len(self.texts[index]):
-            self.position = Position(at.epoch, at.document, piece.end)
-        elif at.document + 1 < len(self._order):
-            self.position = Position(at.epoch, at.document + 1, 0)
+            self._lanes[lane] = Lane(at.epoch, at.document, piece.end)
+        elif at.document + 1 < len(documents):
+            self._lanes[lane] = Lane(at.epoch, at.document + 1)
         else:
-            self.position = Position(at.epoch + 1, 0, 0)
-            self._order = self._shuffle(self.position.epoch)
+            self._lanes[lane] = Lane(at.epoch + 1)
         return piece.tokens
+
+    def _order(self, epoch: int) -> list[int]:
+        if epoch not in self._orders:
+            order = list(range(len(self.texts)))
+            random.Random(f"order {self.seed} {epoch}").shuffle(order)
+            self._orders = {e: o for e, o in self._orders.items() if e == epoch - 1} | {epoch: order}
+        return self._orders[epoch]
 
 
 def stack(rows: Sequence[Sequence[Sequence[int]]], seq_length: int, pad: int) -> Batch:

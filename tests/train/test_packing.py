@@ -5,7 +5,7 @@ import torch
 
 from starcoder.tokenizer import Tokenizer
 from starcoder.train.documents import FimSettings
-from starcoder.train.packing import IGNORE, MIN_PIECE_TOKENS, Batch, PackedDocuments, Position, stack
+from starcoder.train.packing import IGNORE, MIN_PIECE_TOKENS, Batch, Lane, PackedDocuments, Position, stack
 from tests.tiny import make_tokenizer
 
 TEXTS = [f"def f{i}(x):\n    return x + {i}\n" * (1 + i % 5) for i in range(40)]
@@ -42,10 +42,20 @@ def test_rows_are_full_but_for_less_than_a_piece(tokenizer: Tokenizer) -> None:
 
 def test_an_epoch_holds_every_document_once(tokenizer: Tokenizer) -> None:
     data, s = stream(tokenizer, rate=0), tokenizer.sentinels
-    ends = 0
-    while data.position.epoch == 0:
-        ends += int((data.next_batch(1).labels_BT == s.eos).sum())
-    assert len(TEXTS) <= ends <= len(TEXTS) + 2  # the last row runs into the next epoch
+    begun: list[str] = []
+    while min(lane.epoch for lane in data.position.lanes) == 0:
+        row = data._fill_row(1000)
+        text = tokenizer.decode([token for piece in row for token in piece])
+        begun += [document for document in text.split("<|endoftext|>") if document]
+        assert all(piece[-1] == s.eos for piece in row[:-1])
+    assert set(TEXTS) <= set(begun)
+
+
+def test_rows_of_a_batch_are_of_different_documents(tokenizer: Tokenizer) -> None:
+    long = [f"name_{i} = {i}\n" * 200 for i in range(20)]
+    data = PackedDocuments(long, tokenizer, seq_length=64, fim=FimSettings(rate=0), seed=0)
+    texts = [tokenizer.decode(row.tolist()) for row in data.next_batch(20).tokens_BT]
+    assert len({text.split(" =")[0] for text in texts}) == 20
 
 
 def test_a_resumed_stream_equals_an_uninterrupted_one(tokenizer: Tokenizer) -> None:
@@ -56,12 +66,12 @@ def test_a_resumed_stream_equals_an_uninterrupted_one(tokenizer: Tokenizer) -> N
         resumed = stream(tokenizer)
         resumed.resume(at)
         assert equal(expected, resumed.next_batch(3))
-    assert whole.position.epoch > 0, "the comparison crosses an epoch"
+    assert any(lane.epoch > 0 for lane in whole.position.lanes), "the comparison crosses an epoch"
 
 
 def test_seeds_and_epochs_differ(tokenizer: Tokenizer) -> None:
     other = PackedDocuments(TEXTS, tokenizer, seq_length=128, fim=FimSettings(), seed=8)
     assert not equal(stream(tokenizer).next_batch(4), other.next_batch(4))
     second = stream(tokenizer)
-    second.resume(Position(epoch=1))
+    second.resume(Position(0, (Lane(epoch=1),) * len(TEXTS)))
     assert not equal(stream(tokenizer).next_batch(4), second.next_batch(4))
