@@ -114,6 +114,20 @@ _SIGNATURES: tuple[tuple[str, object, list[object]], ...] = (
     ),
     ("sc_lookup", None, [POINTER(Linear), c_int32, c_void_p, c_void_p]),
     ("sc_step", c_int32, [c_void_p, c_char_p, c_int32, POINTER(Model), POINTER(Step)]),
+    (
+        "sc_quantize",
+        c_int32,
+        [
+            c_char_p,
+            c_int32,
+            POINTER(Linear),
+            c_void_p,
+            c_int32,
+            POINTER(c_float),
+            POINTER(c_double),
+            POINTER(c_double),
+        ],
+    ),
     ("sc_bandwidth", c_double, [c_int32, c_void_p, c_int64]),
 )
 

@@ -43,6 +43,11 @@ struct Partial {  // softmax over some keys: weights exp(score - top), their tot
   float *top, *total, *out;  // [rows], [rows], [rows][head_size]
 };
 
+struct Rounding {  // how groups of weights become integers
+  int32_t kind, group, num_factors;
+  const float *factors;
+};
+
 struct Kernels {
   const char *name;
   // int8 rows are stored plus 128 where the processor multiplies unsigned by signed
@@ -50,6 +55,8 @@ struct Kernels {
   void (*linear)(const ScLinear *, const Activations *, int32_t block, int32_t end, const Epilogue *, float *scratch);
   void (*norm)(const float *x, const float *weight, const float *bias, float eps, int32_t size, float *y);
   void (*attend)(const Queries *, int32_t split, const Partial *, float *scratch);
+  // One group of weights; returns its squared error.
+  float (*round)(const Rounding *, const float *x, int8_t *integers, uint16_t *scale);
   void (*merge)(int32_t rows, int32_t head_size, const Partial *into, const Partial *from);
 };
 

@@ -60,6 +60,10 @@ int32_t sc_linear(void *workspace, const char *isa, int32_t threads, const ScLin
 // Whole rows of a table back to floats.
 void sc_lookup(const ScLinear *, int32_t rows, const int32_t *which, float *y);
 int32_t sc_step(void *workspace, const char *isa, int32_t threads, const ScModel *, const ScStep *);
+// Rounds x[columns][inputs] and packs it as `to` says. `factors`: of the scale that holds each group's largest weight,
+// those to try; the one with the least squared error is kept. wrong, total: squared error, squared weights.
+int32_t sc_quantize(const char *isa, int32_t threads, const ScLinear *to, const float *x, int32_t num_factors,
+                    const float *factors, double *wrong, double *total);
 // Bytes read over seconds by the same threads that run the kernels.
 double sc_bandwidth(int32_t threads, const void *data, int64_t size_bytes);
 

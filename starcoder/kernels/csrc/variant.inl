@@ -392,5 +392,55 @@ void merge(int32_t rows, int32_t head_size, const Partial *into, const Partial *
   }
 }
 
-const Kernels kKernels = {kName, quantize, linear, norm, attend, merge};
+// To bfloat16 and back, to nearest even.
+inline float as_bfloat16(float x, uint16_t *stored) {
+  uint32_t bits;
+  memcpy(&bits, &x, 4);
+  bits = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16;
+  *stored = (uint16_t)bits;
+  bits <<= 16;
+  memcpy(&x, &bits, 4);
+  return x;
+}
+
+INNER F integers_of(F x, float inverse, float low, float high) {
+  return smaller(larger(nearest(x * spread(inverse)), spread(low)), spread(high));
+}
+
+// The scale at which a group fits: int4 lets the largest weight be -8; int8 keeps neighbours of one sign within 128
+// together, also after rounding to bfloat16.
+inline float fitting_scale(const Rounding *how, const float *x) {
+  float largest = 0, together = 0;
+  for (int i = 0; i < how->group; i++)
+    if (fabsf(x[i]) > fabsf(largest)) largest = x[i];
+  if (how->kind == SC_INT4) return largest / -8.f;
+  for (int i = 0; i < how->group; i += 2)
+    if (x[i] * x[i + 1] > 0 && fabsf(x[i] + x[i + 1]) > together) together = fabsf(x[i] + x[i + 1]);
+  return (fabsf(largest) > together ? fabsf(largest) : together) * ((1.f + 1.f / 256) / 127.f);
+}
+
+float round_group(const Rounding *how, const float *x, int8_t *integers, uint16_t *stored) {
+  const float low = how->kind == SC_INT4 ? -8.f : -127.f, high = how->kind == SC_INT4 ? 7.f : 127.f;
+  const float fitting = fitting_scale(how, x);
+  float least = INFINITY, best = 0;
+  for (int f = 0; f < how->num_factors; f++) {
+    uint16_t bits;
+    const float scale = as_bfloat16(fitting * how->factors[f], &bits), inverse = scale == 0 ? 0 : 1 / scale;
+    F errors = F{};
+    for (int i = 0; i < how->group; i += W) {
+      const F v = load(x + i), error = fma(integers_of(v, inverse, low, high), spread(scale), -v);
+      errors = fma(error, error, errors);
+    }
+    const float error = sum_of(errors);
+    if (error < least) least = error, best = scale, *stored = bits;
+  }
+  const float inverse = best == 0 ? 0 : 1 / best;
+  for (int i = 0; i < how->group; i += W) {
+    const B bytes = __builtin_convertvector(__builtin_convertvector(integers_of(load(x + i), inverse, low, high), I), B);
+    memcpy(integers + i, &bytes, W);
+  }
+  return least;
+}
+
+const Kernels kKernels = {kName, quantize, linear, norm, attend, round_group, merge};
 }  // namespace
