@@ -86,6 +86,11 @@ class Tokenizer:
     def sentinels(self) -> Sentinels:
         return self._sentinels
 
+    @property
+    def special_texts(self) -> tuple[str, ...]:
+        """What `encode_with_special` takes for special tokens."""
+        return tuple(self._special)
+
     def encode(self, text: str) -> list[int]:
         """Ids of user text. Text that spells a special token comes out as ordinary tokens.
 

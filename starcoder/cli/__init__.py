@@ -15,7 +15,7 @@ from cyclopts import App, ArgumentCollection, CycloptsError, Parameter, UnknownO
 from cyclopts.config import Dict
 
 from starcoder import __version__
-from starcoder.cli import complete, doctor, generate, mistakes, pretrain
+from starcoder.cli import complete, doctor, editor_config, generate, mistakes, pretrain, serve
 from starcoder.errors import ConfigError, StarcoderError
 
 _OPTION = re.compile(r"--?[A-Za-z][\w-]*(=.*)?", re.DOTALL)
@@ -58,8 +58,8 @@ def build() -> App:
         default_parameter=Parameter(negative=()),
         help_format="plaintext",
     )
-    for verb in (generate, complete, pretrain, doctor):
-        app.command(verb.run, name=verb.__name__.rpartition(".")[2])
+    for verb in (generate, complete, serve, editor_config, pretrain, doctor):
+        app.command(verb.run, name=verb.__name__.rpartition(".")[2].replace("_", "-"))
     return app
 
 

@@ -1,0 +1,262 @@
+"""OpenAI's `/v1/completions` and `/v1/fim/completions`: JSON <-> `CompletionRequest` and `Chunk`.
+
+A lenient superset: `suffix`, raw prompts with sentinels, lists of texts or token ids, fields nested in
+`parameters`, and our own fields (`path`, `extras`, `session`, ...). Limits: no log-probabilities of the
+prompt (`echo` with `logprobs`), no `best_of`.
+"""
+
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from starcoder.errors import StarcoderError
+from starcoder.request import Chunk, Completion, CompletionRequest, TokenLogprob, Usage
+from starcoder.server.exchange import Facts, Json, Refusal, status_of, told
+from starcoder.server.fields import Body, Common, at_most
+from starcoder.server.sse import sse
+
+# OpenAI's own. Source: the reference of its completions endpoint.
+DEFAULT_MAX_TOKENS = 16
+
+FINISH = {"eos": "stop", "stop": "stop", "length": "length", "deadline": "length", "abort": "abort"}
+_KINDS = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+
+
+class StreamOptions(Body):
+    include_usage: bool = False
+
+
+class CompletionBody(Common):
+    """Body of `/v1/completions` and `/v1/fim/completions`."""
+
+    model: str = ""
+    prompt: str | list[str] | list[int] | list[list[int]] = ""
+    suffix: str | None = None
+    max_tokens: int | None = None
+    n: int = 1
+    best_of: int | None = None
+    echo: bool = False
+    logprobs: bool | int | None = None
+    stream: bool = False
+    stream_options: StreamOptions = StreamOptions()
+
+    @property
+    def num_logprobs(self) -> int | None:
+        return None if self.logprobs is None or self.logprobs is False else int(self.logprobs)
+
+
+def error(problem: StarcoderError) -> Json:
+    """OpenAI's error; `detail` is the form in which llm-ls looks for it."""
+    status, message = status_of(problem), told(problem)
+    kind = _KINDS.get(status, "invalid_request_error" if status < 500 else "server_error")
+    return {
+        "error": {"message": message, "type": kind, "param": None, "code": None},
+        "detail": [{"loc": ["body"], "msg": message, "type": kind}],
+    }
+
+
+def read_completion(data: object, facts: Facts) -> "CompletionExchange":
+    """Parse a completion request.
+
+    Raises:
+        Refusal: a field is missing or of the wrong type.
+        RequestError: a value is out of its range.
+    """
+    body = CompletionBody.read(_flat(data))
+    if body.best_of is not None and body.best_of != body.n:
+        raise Refusal("`best_of` must equal `n`", "ask for `n` samples and choose with `logprobs`")
+    if body.echo and body.num_logprobs is not None and body.max_tokens != 0:
+        raise Refusal(
+            "`echo` with `logprobs` is not supported", "log-probabilities of a prompt are not computed"
+        )
+    prompts = _prompts(body.prompt)
+    at_most(len(prompts) * max(1, body.n), "samples")
+    max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
+    is_echo_alone = body.echo and max_tokens == 0
+    params = body.params(max_tokens=1 if is_echo_alone else max_tokens, n=body.n, logprobs=body.num_logprobs)
+    requests: list[CompletionRequest] = []
+    for prompt in prompts:
+        if not isinstance(prompt, str):
+            requests.append(body.encoded(prompt, params))
+        elif body.suffix is not None:
+            requests.append(body.infill(prompt, body.suffix, params))
+        else:
+            requests.append(body.prompt_request(prompt, params, facts))
+    echoes = [p if isinstance(p, str) else facts.tokenizer.decode(p) for p in prompts] if body.echo else []
+    return CompletionExchange(
+        requests, body.stream, facts, body.stream_options.include_usage, echoes, is_echo_alone
+    )
+
+
+def read_fim(data: object, facts: Facts) -> "CompletionExchange":
+    """Parse a request of Mistral's infilling contract: the same, answered like a chat. Raises: as above."""
+    exchange = read_completion(data, facts)
+    exchange.is_chat_like = True
+    return exchange
+
+
+@dataclass
+class CompletionExchange:
+    """One completion request and the words of its answer."""
+
+    requests: Sequence[CompletionRequest]
+    is_stream: bool
+    facts: Facts
+    has_usage_chunk: bool = False
+    echoes: Sequence[str] = ()  # texts to put before those of each request, if any
+    is_echo_alone: bool = False  # the echo is the whole answer
+    is_chat_like: bool = False  # `message` and `delta` in the place of `text`
+    media_type: str = "text/event-stream"
+    id: str = field(default_factory=lambda: f"cmpl-{uuid.uuid4()}")
+    created: int = field(default_factory=lambda: int(time.time()))
+    _usages: dict[int, Usage] = field(default_factory=dict)
+    _num_tokens: int = 0
+    _offsets: dict[int, int] = field(default_factory=dict)  # characters sent of each choice
+
+    def whole(self, samples: Sequence[Sequence[Completion]]) -> Json:
+        choices = []
+        for position, group in enumerate(samples):
+            for one in group:
+                echo = self.echoes[position] if self.echoes else ""
+                text = echo if self.is_echo_alone else echo + one.text
+                finish = "length" if self.is_echo_alone else FINISH[one.finish_reason]
+                index = self._choice(position, one.index)
+                tokens = () if self.is_echo_alone else one.logprobs
+                choices.append(self._said(index, text, finish, logprobs(tokens, len(echo), self.facts)))
+                self._num_tokens += 0 if self.is_echo_alone else len(one.tokens)
+            self._usages[position] = group[0].usage
+        return self._head() | {"choices": choices, **self._costs()}
+
+    def events(self, position: int, chunk: Chunk) -> Iterator[str]:
+        index = self._choice(position, chunk.index)
+        text = "" if self.is_echo_alone else chunk.text
+        is_first = index not in self._offsets
+        if is_first and self.echoes:
+            text = self.echoes[position] + text
+        offset = self._offsets.get(index, len(self.echoes[position]) if self.echoes else 0)
+        self._offsets[index] = offset + len(chunk.text)
+        finish = None if chunk.finish_reason is None else FINISH[chunk.finish_reason]
+        self._num_tokens += 0 if self.is_echo_alone else len(chunk.tokens)
+        if chunk.usage:
+            self._usages[position] = chunk.usage
+        if text or finish or is_first or chunk.logprobs:
+            choice = self._said(
+                index, text, finish, logprobs(chunk.logprobs, offset, self.facts), is_part=True
+            )
+            usage = {"usage": None} if self.has_usage_chunk else {}
+            yield sse(self._head() | {"choices": [choice]} | usage)
+
+    def end(self) -> str:
+        usage = sse(self._head() | {"choices": [], **self._costs()}) if self.has_usage_chunk else ""
+        return usage + "data: [DONE]\n\n"
+
+    def failure(self, problem: StarcoderError) -> str:
+        return sse(error(problem)) + "data: [DONE]\n\n"
+
+    def _choice(self, position: int, index: int) -> int:
+        return position * self.requests[0].sampling.n + index
+
+    def _head(self) -> dict[str, Any]:
+        kind = "text_completion"
+        if self.is_chat_like:
+            kind = "chat.completion.chunk" if self.is_stream else "chat.completion"
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.facts.model}
+
+    def _said(
+        self, index: int, text: str, finish: str | None, tokens: Json | None, *, is_part: bool = False
+    ) -> dict[str, Any]:
+        said: dict[str, Any] = {"text": text}
+        if self.is_chat_like:
+            said = {"delta" if is_part else "message": {"role": "assistant", "content": text}}
+        return {"index": index, **said, "logprobs": tokens, "finish_reason": finish}
+
+    def _costs(self) -> dict[str, Any]:
+        return {
+            "usage": usage(self._usages.values(), self._num_tokens),
+            "timings": timings(self._usages.values()),
+        }
+
+
+def usage(usages: Iterable[Usage], num_completion: int) -> dict[str, Any]:
+    """OpenAI's count of tokens; what the prefix cache saved is in `cached_tokens`."""
+    costs = list(usages)
+    num_prompt = sum(cost.prompt_tokens for cost in costs)
+    return {
+        "prompt_tokens": num_prompt,
+        "completion_tokens": num_completion,
+        "total_tokens": num_prompt + num_completion,
+        "prompt_tokens_details": {"cached_tokens": sum(cost.cached_tokens for cost in costs)},
+    }
+
+
+def timings(usages: Iterable[Usage]) -> dict[str, Any]:
+    """What llama.cpp's server adds to its answers: tokens really prefilled, and milliseconds."""
+    costs = list(usages)
+    return {
+        "prompt_n": sum(cost.prompt_tokens - cost.cached_tokens for cost in costs),
+        "cache_n": sum(cost.cached_tokens for cost in costs),
+        "queue_ms": max((cost.queue_ms for cost in costs), default=0.0),
+        "prompt_ms": max((cost.prefill_ms for cost in costs), default=0.0),
+        "predicted_ms": max((cost.decode_ms for cost in costs), default=0.0),
+    }
+
+
+def logprobs(tokens: Sequence[TokenLogprob], offset: int, facts: Facts) -> dict[str, object] | None:
+    """The legacy form, one list per property; `offset` is where in the text the first token starts."""
+    if not tokens:
+        return None
+    offsets = []
+    for token in tokens:
+        offsets.append(offset)
+        offset += len(token.text)
+    return {
+        "tokens": [token.text for token in tokens],
+        "token_logprobs": [token.logprob for token in tokens],
+        "top_logprobs": [
+            {facts.tokenizer.token_text(id): value for id, value in token.top} for token in tokens
+        ],
+        "text_offset": offsets,
+    }
+
+
+def models(facts: Facts) -> Json:
+    """`/v1/models`: the model under its own name and under those by which clients know its prompt format."""
+    return {"object": "list", "data": [model(facts, name) for name in (facts.model, *facts.aliases)]}
+
+
+def model(facts: Facts, name: str) -> dict[str, object]:
+    """`/v1/models/{name}`; the context length under every name that clients look for."""
+    context = facts.context_length
+    return {
+        "id": name,
+        "object": "model",
+        "created": 0,
+        "owned_by": "starcoder",
+        "context_length": context,
+        "context_window": context,
+        "max_model_len": context,
+        "capabilities": {"completion": True, "fim": facts.can_infill, "chat": facts.chat is not None},
+    }
+
+
+def _prompts(prompt: str | list[str] | list[int] | list[list[int]]) -> list[str | list[int]]:
+    """Raises: Refusal: no prompt at all."""
+    if isinstance(prompt, str):
+        return [prompt]
+    if not prompt:
+        raise Refusal("`prompt` is an empty list", "give a text, texts or token ids")
+    if isinstance(prompt[0], int):
+        return [[int(token) for token in prompt if isinstance(token, int)]]
+    return [one for one in prompt if not isinstance(one, int)]
+
+
+def _flat(data: object) -> object:
+    """Fields that editors nest in TGI's `parameters`; those at the top go before them."""
+    nested = data.get("parameters") if isinstance(data, dict) else None
+    if not isinstance(data, dict) or not isinstance(nested, dict):
+        return data
+    renamed = {"max_new_tokens": "max_tokens", "stop_sequences": "stop"}
+    lifted = {renamed.get(key, key): value for key, value in nested.items()}
+    return lifted | {key: value for key, value in data.items() if value is not None}

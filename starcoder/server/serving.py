@@ -1,0 +1,106 @@
+"""Puts a server together and runs it until a signal or a failure ends it."""
+
+import asyncio
+import logging
+from pathlib import Path
+
+import uvicorn
+from fastapi import FastAPI
+
+from starcoder.engine.local import Model
+from starcoder.errors import StarcoderError
+from starcoder.server import app
+from starcoder.server.chat import ChatFormat
+from starcoder.server.exchange import Facts
+from starcoder.server.metrics import Metrics
+from starcoder.server.settings import ServerSettings
+from starcoder.server.worker import Worker
+
+log = logging.getLogger(__name__)
+
+# How Zed and Continue tell the prompt format: by the name of the model.
+_NAMES = {"santacoder": "santacoder", "starcoder": "starcoder", "starcoder2": "starcoder2"}
+
+
+class ServerFailure(StarcoderError):
+    """The server had to stop on its own."""
+
+
+class Server:
+    """A model behind HTTP. `app` is the ASGI application, `run` serves it on the settings' address."""
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        name: str,
+        folder: Path | None = None,
+        chat_template: str | None = None,
+        settings: ServerSettings | None = None,
+    ):
+        """`folder` is where the checkpoint's templates are.
+
+        Raises:
+            ConfigError: no such chat template.
+        """
+        self.settings = settings = settings or ServerSettings()
+        self.facts = Facts(
+            model=name,
+            tokenizer=model.tokenizer,
+            context_length=model.engine.context_length,
+            aliases=_aliases(name, _NAMES[model.tokenizer.sentinels.style]),
+            compat=settings.compat,
+            trust_prompts=settings.trust_prompts,
+            default_max_tokens=min(settings.default_max_tokens, model.engine.context_length // 2),
+            chat=ChatFormat.find(chat_template, folder or Path(), model.tokenizer),
+        )
+        self.metrics = Metrics()
+        self.worker = self.metrics.worker = Worker(
+            model.engine,
+            model.tokenizer,
+            max_jobs=settings.max_queue + settings.max_sequences,
+            stall_s=settings.stall_s,
+            metrics=self.metrics,
+        )
+        self.app: FastAPI = app.build(self.facts, settings, self.worker, self.metrics)
+
+    def run(self) -> None:
+        """Serve until SIGINT or SIGTERM; then requests that run may end within `drain_s`.
+
+        Raises:
+            ServerFailure: the engine has died or hangs.
+        """
+        asyncio.run(self._serve())
+
+    async def _serve(self) -> None:
+        settings = self.settings
+        server = uvicorn.Server(
+            uvicorn.Config(
+                self.app,
+                host=settings.host,
+                port=settings.port,
+                log_config=None,
+                access_log=False,
+                lifespan="on",
+                server_header=False,
+                timeout_graceful_shutdown=settings.drain_s,
+            )
+        )
+        watch = asyncio.create_task(self._watch(server))
+        await server.serve()
+        watch.cancel()
+        if self.worker.trouble is not None:
+            raise ServerFailure(self.worker.trouble, "start it again; the log above may tell more")
+
+    async def _watch(self, server: uvicorn.Server) -> None:
+        """Stop the server when its engine is of no use any more; supervisors then start it again."""
+        while self.worker.trouble is None:
+            await asyncio.sleep(0.5)
+        log.error("stopping: %s", self.worker.trouble)
+        await asyncio.sleep(1)  # so that /health can tell
+        server.should_exit = True
+
+
+def _aliases(name: str, style: str) -> tuple[str, ...]:
+    names = (name.rpartition("/")[2], style)
+    return tuple(dict.fromkeys(alias for alias in names if alias and alias != name))

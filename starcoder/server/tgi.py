@@ -1,0 +1,310 @@
+"""Text Generation Inference: `/generate`, `/generate_stream`, `/`, `/tokenize`, `/info`, `/invocations`.
+
+Lenient by default: temperature 0 is greedy, top_p 1 is off, any number of stop strings, and these are cut
+from the text. With `tgi-strict` its own limits, messages and texts. Limits: no log-probabilities of the
+prompt, no grammars, watermarks or `typical_p` (accepted, without effect).
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from secrets import randbits
+
+from starcoder import __version__
+from starcoder.errors import CapacityError, StarcoderError
+from starcoder.request import Chunk, Completion, CompletionRequest, FinishReason, SamplingParams, TokenLogprob
+from starcoder.server.exchange import Facts, Json, Refusal, status_of, text_of, told
+from starcoder.server.fields import Body, Common, at_most
+from starcoder.server.sse import sse
+
+MAX_BEST_OF, MAX_STOPS, MAX_TOP_TOKENS, MAX_BATCH = 2, 4, 5, 4  # TGI's own defaults
+
+_FINISH: dict[FinishReason, str] = {
+    "eos": "eos_token",
+    "stop": "stop_sequence",
+    "length": "length",
+    "deadline": "length",
+    "abort": "length",
+}
+
+
+class Parameters(Common):
+    """`parameters` of a request."""
+
+    best_of: int | None = None
+    do_sample: bool = False
+    max_new_tokens: int | None = None
+    typical_p: float | None = None
+    return_full_text: bool | None = None
+    truncate: int | None = None
+    details: bool = False
+    decoder_input_details: bool = False
+    top_n_tokens: int | None = None
+
+
+class GenerateBody(Body):
+    """Body of `/generate` and `/generate_stream`; `stream` counts at `/`."""
+
+    inputs: str
+    parameters: Parameters = Parameters()
+    stream: bool = False
+
+
+def error(problem: StarcoderError) -> Json:
+    status = status_of(problem)
+    if isinstance(problem, CapacityError):
+        return {"error": "Model is overloaded", "error_type": "overloaded"}
+    kind = problem.kind if isinstance(problem, Refusal) else "validation"
+    prefix = "Input validation error: " if kind == "validation" and status in (400, 422) else ""
+    return {"error": f"{prefix}{told(problem)}", "error_type": kind}
+
+
+def read_generate(
+    data: object, facts: Facts, *, is_stream: bool | None = None, is_compat: bool = False
+) -> "GenerateExchange":
+    """Parse a generate request. `is_stream` None reads it from the body; `is_compat` answers with a list.
+
+    Raises:
+        Refusal: a field is missing, of the wrong type, or against TGI's rules where these are on.
+        RequestError: a value is out of its range.
+    """
+    if isinstance(data, dict) and not isinstance(data.get("parameters"), dict):
+        data = data | {"parameters": {}, "_has_no_parameters": True}
+    body = GenerateBody.read(data, status=422)
+    options = body.parameters
+    stream = body.stream if is_stream is None else is_stream
+    if facts.compat == "tgi-strict":
+        assert isinstance(data, dict), "a body was read"
+        _check(body, stream, facts)
+        if "_has_no_parameters" in data:
+            options = options.model_copy(update={"do_sample": True})
+    params = _params(options, stream, facts)
+    text = _truncated(body.inputs, options.truncate, facts)
+    request = options.prompt_request(text, params, facts)
+    returns_all = options.return_full_text
+    if returns_all is None:
+        returns_all = is_compat and facts.compat == "tgi-strict"
+    return GenerateExchange(
+        [request],
+        stream,
+        facts,
+        inputs=body.inputs if returns_all else "",
+        has_details=options.details or options.decoder_input_details,
+        has_prefill=options.decoder_input_details,
+        is_compat=is_compat,
+    )
+
+
+def _params(options: Parameters, is_stream: bool, facts: Facts) -> SamplingParams:
+    best_of = options.best_of or 1
+    at_most(best_of, "samples (`best_of`)")
+    has_warpers = (options.top_k or 0) > 0 or (options.top_p is not None and options.top_p < 1)
+    is_sampled = options.do_sample or has_warpers or best_of > 1
+    if options.temperature is None and is_sampled:
+        options = options.model_copy(update={"temperature": 1.0})
+    if (options.temperature or 0) > 0 and options.seed is None:
+        options = options.model_copy(update={"seed": randbits(63)})  # TGI tells the seed that it drew
+    logprobs = options.top_n_tokens or (0 if is_stream or options.details or best_of > 1 else None)
+    wanted = options.max_new_tokens
+    if wanted is None:
+        wanted = facts.context_length if facts.compat == "tgi-strict" else facts.default_max_tokens
+    return options.params(max_tokens=wanted, n=1 if is_stream else best_of, logprobs=logprobs)
+
+
+def _truncated(text: str, limit: int | None, facts: Facts) -> str:
+    """The last `limit` tokens, as TGI has it; the planner mends what that cuts off an infilling prompt."""
+    if not limit or limit < 0:
+        return text
+    ids = facts.tokenizer.encode_with_special(text)
+    return text if len(ids) <= limit else facts.tokenizer.decode(ids[-limit:])
+
+
+def _check(body: GenerateBody, is_stream: bool, facts: Facts) -> None:
+    """TGI's rules, in its order.
+
+    Raises:
+        Refusal: with TGI's message.
+    Source: huggingface/text-generation-inference: router/src/validation.rs (serving facts 1.2).
+    """
+    o = body.parameters
+    best_of, stops = o.best_of if o.best_of is not None else 1, len(o.stop)
+    is_sampled = o.do_sample or any(x is not None for x in (o.temperature, o.top_k, o.top_p, o.typical_p))
+    top_n, most = o.top_n_tokens or 0, facts.context_length
+    size, new = len(facts.tokenizer.encode_with_special(body.inputs)), o.max_new_tokens
+    rules: list[tuple[bool, str]] = [
+        (not 0 < best_of <= MAX_BEST_OF, f"`best_of` must be > 0 and <= {MAX_BEST_OF}. Given: {best_of}"),
+        (best_of > 1 and not is_sampled, "you must use sampling when `best_of` is > 1"),
+        (best_of > 1 and o.seed is not None, "`seed` must not be set when `best_of` > 1"),
+        (is_stream and best_of != 1, "`best_of` != 1 is not supported when streaming tokens"),
+        (
+            is_stream and o.decoder_input_details,
+            "`decoder_input_details` == true is not supported when streaming tokens",
+        ),
+        (o.temperature is not None and o.temperature <= 0, "`temperature` must be strictly positive"),
+        (
+            o.repetition_penalty is not None and o.repetition_penalty <= 0,
+            "`repetition_penalty` must be strictly positive",
+        ),
+        (abs(o.frequency_penalty or 0) > 2, "`frequency_penalty` must be >= -2.0 and <= 2.0"),
+        (o.top_p is not None and not 0 < o.top_p < 1, "`top_p` must be > 0.0 and < 1.0"),
+        (o.typical_p is not None and not 0 < o.typical_p < 1, "`typical_p` must be > 0.0 and < 1.0"),
+        (o.top_k is not None and o.top_k <= 0, "`top_k` must be strictly positive"),
+        (new is not None and new <= 0, "`max_new_tokens` must be strictly positive"),
+        (stops > MAX_STOPS, f"`stop` supports up to {MAX_STOPS} stop sequences. Given: {stops}"),
+        (
+            not 0 <= top_n <= MAX_TOP_TOKENS,
+            f"`top_n_tokens` must be >= 0 and <= {MAX_TOP_TOKENS}. Given: {top_n}",
+        ),
+        (not body.inputs, "`inputs` cannot be empty"),
+        (
+            o.truncate is not None and not 0 < o.truncate < most,
+            f"`truncate` must be strictly positive and less than {most}. Given: {o.truncate}",
+        ),
+        (
+            new is not None and min(size, o.truncate or size) + new > most,
+            f"`inputs` tokens + `max_new_tokens` must be <= {most}. Given: {size} `inputs` tokens and {new}"
+            " `max_new_tokens`",
+        ),
+        (
+            min(size, o.truncate or size) >= most,
+            f"`inputs` must have less than {most} tokens. Given: {size}",
+        ),
+    ]
+    for is_broken, message in rules:
+        if is_broken:
+            raise Refusal(message, status=422)
+
+
+@dataclass
+class GenerateExchange:
+    """One generate request and the words of its answer."""
+
+    requests: Sequence[CompletionRequest]
+    is_stream: bool
+    facts: Facts
+    inputs: str = ""  # to put before the whole text
+    has_details: bool = False
+    has_prefill: bool = False
+    is_compat: bool = False  # answered with a list
+    media_type: str = "text/event-stream"
+    _text: str = ""
+    _num_events: int = 0
+    _num_tokens: int = 0
+    _last_token: int = 0
+
+    @property
+    def _seed(self) -> int | None:
+        params = self.requests[0].sampling
+        return params.seed if params.temperature > 0 else None
+
+    def whole(self, samples: Sequence[Sequence[Completion]]) -> Json:
+        best, *others = sorted(samples[0], key=lambda one: -sum(token.logprob for token in one.logprobs))
+        answer: dict[str, object] = {"generated_text": self.inputs + text_of(best, self.facts)}
+        if self.has_details:
+            details = self._details(best)
+            if others:
+                details["best_of_sequences"] = [
+                    {"generated_text": self.inputs + text_of(one, self.facts)} | self._details(one)
+                    for one in others
+                ]
+            answer["details"] = details
+        return [answer] if self.is_compat else answer
+
+    def events(self, position: int, chunk: Chunk) -> Iterator[str]:
+        text = chunk.text
+        if self.facts.compat == "tgi-strict" and isinstance(chunk.stop, str):
+            text += chunk.stop
+        self._text += text
+        self._num_tokens += len(chunk.tokens)
+        tokens = [self._token(token) for token in chunk.logprobs]
+        if tokens:
+            tokens[-1]["text"] = text  # what this token adds; on its own it may be half a character
+            self._last_token = chunk.tokens[-1]
+        elif text or (chunk.finish_reason is not None and chunk.finish_reason != "eos"):
+            tokens = [{"id": self._last_token, "text": text, "logprob": None, "special": False}]
+        if chunk.finish_reason == "eos":
+            eos = self.facts.tokenizer.sentinels.eos
+            end = self.facts.tokenizer.token_text(eos)
+            tokens.append({"id": eos, "text": end, "logprob": None, "special": True})
+        for at, token in enumerate(tokens):
+            top = [self._top(one) for one in chunk.logprobs] if chunk.logprobs and at == 0 else []
+            yield self._event(token, top, chunk if at == len(tokens) - 1 else None)
+
+    def _event(
+        self, token: dict[str, object], top: list[list[dict[str, object]]], chunk: Chunk | None
+    ) -> str:
+        self._num_events += 1
+        event: dict[str, object] = {"index": self._num_events, "token": token}
+        if top and top[0]:
+            event["top_tokens"] = top[0]
+        event |= {"generated_text": None, "details": None}
+        if chunk and chunk.finish_reason is not None and chunk.usage is not None:
+            event["generated_text"] = self.inputs + self._text
+            if self.has_details:
+                event["details"] = {
+                    "finish_reason": _FINISH[chunk.finish_reason],
+                    "generated_tokens": self._num_tokens + (chunk.finish_reason == "eos"),
+                    "seed": self._seed,
+                    "input_length": chunk.usage.prompt_tokens,
+                }
+        return sse(event, space="")
+
+    def end(self) -> str:
+        return ""
+
+    def failure(self, problem: StarcoderError) -> str:
+        return sse(error(problem), space="")
+
+    def _details(self, one: Completion) -> dict[str, object]:
+        tokenizer = self.facts.tokenizer
+        details: dict[str, object] = {
+            "finish_reason": _FINISH[one.finish_reason],
+            "generated_tokens": len(one.tokens) + (one.finish_reason == "eos"),
+            "seed": self._seed,
+            "prefill": [],
+            "tokens": [self._token(token) for token in one.logprobs],
+        }
+        if self.has_prefill:
+            request = self.requests[0]
+            ids = request.tokens or tokenizer.encode(request.prefix)
+            details["prefill"] = [{"id": id, "text": tokenizer.token_text(id), "logprob": None} for id in ids]
+        if any(token.top for token in one.logprobs):
+            details["top_tokens"] = [self._top(token) for token in one.logprobs]
+        return details
+
+    def _token(self, token: TokenLogprob) -> dict[str, object]:
+        return {"id": token.token, "text": token.text, "logprob": token.logprob, "special": False}
+
+    def _top(self, token: TokenLogprob) -> list[dict[str, object]]:
+        text = self.facts.tokenizer.token_text
+        return [{"id": id, "text": text(id), "logprob": value, "special": False} for id, value in token.top]
+
+
+def tokenize(data: object, facts: Facts) -> Json:
+    """`/tokenize`: ids with their text and where in the input they stand, in bytes. Raises: Refusal."""
+    body = GenerateBody.read(data, status=422)
+    tokenizer, start, found = facts.tokenizer, 0, []
+    for id in tokenizer.encode_with_special(body.inputs):
+        stop = start + len(tokenizer.token_bytes(id))
+        found.append({"id": id, "text": tokenizer.token_text(id), "start": start, "stop": stop})
+        start = stop
+    return list(found)
+
+
+def info(facts: Facts, max_requests: int) -> Json:
+    """`/info`."""
+    return {
+        "model_id": facts.model,
+        "model_sha": None,
+        "model_pipeline_tag": "text-generation",
+        "max_concurrent_requests": max_requests,
+        "max_best_of": MAX_BEST_OF,
+        "max_stop_sequences": MAX_STOPS,
+        "max_input_tokens": facts.context_length - 1,
+        "max_total_tokens": facts.context_length,
+        "validation_workers": 1,
+        "max_client_batch_size": MAX_BATCH,
+        "router": "starcoder",
+        "version": __version__,
+        "sha": None,
+        "docker_label": None,
+    }
