@@ -4,8 +4,10 @@ No code of a checkpoint ever runs and nothing is unpickled but tensors: weights 
 files through `torch.load(weights_only=True)`; besides them only `config.json` and the index are read.
 """
 
-from starcoder.checkpoint.hub import BUNDLED, resolve
-from starcoder.checkpoint.reading import load, read_config
+from starcoder.checkpoint.hub import BUNDLED, TEXT_FILES, resolve, resolve_config
+from starcoder.checkpoint.packed import scheme_of
+from starcoder.checkpoint.reading import load, quantize, read_config
 from starcoder.checkpoint.writing import save
 
-__all__ = ["BUNDLED", "load", "read_config", "resolve", "save"]
+__all__ = ["BUNDLED", "TEXT_FILES", "load", "quantize", "read_config", "resolve"]
+__all__ += ["resolve_config", "save", "scheme_of"]

@@ -1,6 +1,8 @@
 """Where a checkpoint is: the bundled model, a local folder, or a download from the hub."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from starcoder.checkpoint.files import first_line, weight_files
@@ -9,7 +11,8 @@ from starcoder.errors import CheckpointError
 BUNDLED = Path(__file__).parent.parent / "bundled" / "nano"
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_TEXT_FILES = [
+# What a folder holds beside its weights.
+TEXT_FILES = [
     "config.json",
     "generation_config.json",
     "tokenizer*.json",
@@ -32,6 +35,32 @@ def resolve(model: str | Path | None) -> Path:
     Raises:
         CheckpointError: no such folder or repository, a gated repository, or no network.
     """
+    folder = _local(model)
+    if folder is not None:
+        return folder
+    return _cached(str(model)) or _download(str(model))
+
+
+def resolve_config(model: str | Path | None) -> Path:
+    """Like `resolve`, but of a model of the hub only config.json is there for certain.
+
+    Raises:
+        CheckpointError: as `resolve`.
+    """
+    folder = _local(model)
+    if folder is not None:
+        return folder
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+
+    cached = try_to_load_from_cache(str(model), "config.json")
+    if isinstance(cached, str):
+        return Path(cached).parent
+    with _explained(str(model)):
+        return Path(hf_hub_download(str(model), "config.json")).parent
+
+
+def _local(model: str | Path | None) -> Path | None:
+    """The folder of a model that is on this machine, None for a hub id."""
     if model is None:
         return BUNDLED
     folder = Path(model).expanduser()
@@ -40,7 +69,7 @@ def resolve(model: str | Path | None) -> Path:
     if folder.exists():
         raise CheckpointError(f"'{model}' is a file, not a checkpoint", "give the folder that holds it")
     if isinstance(model, str) and _HUB_ID.fullmatch(model):
-        return _cached(model) or _download(model)
+        return None
     raise CheckpointError(
         f"there is no folder '{model}'",
         "give a folder with config.json and weights, or a hub id such as bigcode/starcoder2-3b",
@@ -51,7 +80,7 @@ def _cached(hub_id: str) -> Path | None:
     from huggingface_hub import errors, snapshot_download
 
     try:
-        folder = Path(snapshot_download(hub_id, allow_patterns=_TEXT_FILES, local_files_only=True))
+        folder = Path(snapshot_download(hub_id, allow_patterns=TEXT_FILES, local_files_only=True))
         weight_files(folder)
     except (errors.LocalEntryNotFoundError, CheckpointError):
         return None
@@ -59,14 +88,23 @@ def _cached(hub_id: str) -> Path | None:
 
 
 def _download(hub_id: str) -> Path:
-    from huggingface_hub import errors, snapshot_download
+    from huggingface_hub import snapshot_download
 
-    page = f"https://huggingface.co/{hub_id}"
-    try:
-        folder = Path(snapshot_download(hub_id, allow_patterns=[*_TEXT_FILES, *_SAFETENSORS]))
+    with _explained(hub_id):
+        folder = Path(snapshot_download(hub_id, allow_patterns=[*TEXT_FILES, *_SAFETENSORS]))
         if not any(folder.glob("model*.safetensors")):
             snapshot_download(hub_id, allow_patterns=_BIN)
         return folder
+
+
+@contextmanager
+def _explained(hub_id: str) -> Iterator[None]:
+    """Turns what goes wrong with the hub into our errors."""
+    from huggingface_hub import errors
+
+    page = f"https://huggingface.co/{hub_id}"
+    try:
+        yield
     except errors.GatedRepoError:
         raise CheckpointError(
             f"'{hub_id}' is gated: its licence has to be accepted on the hub",
@@ -77,7 +115,12 @@ def _download(hub_id: str) -> Path:
             f"there is no folder '{hub_id}', and on the hub no such repository that you may read",
             f"check the name; if {page} is private, run `hf auth login`",
         ) from None
-    except errors.LocalEntryNotFoundError as error:
+    except errors.EntryNotFoundError as error:
+        # A file that cannot be looked up for want of a network is an EntryNotFoundError as well.
+        if not isinstance(error, errors.LocalEntryNotFoundError):
+            raise CheckpointError(
+                f"'{hub_id}' has no config.json, so it is not a checkpoint", f"see {page}"
+            ) from None
         if isinstance(error.__cause__, errors.HfHubHTTPError):
             raise _failed(hub_id, error.__cause__) from None
         raise CheckpointError(

@@ -1,10 +1,12 @@
 """Checkpoint folder -> `Transformer`, tensor by tensor, without ever holding the weights twice."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from starcoder.checkpoint import packed
 from starcoder.checkpoint.files import DOWNLOAD_AGAIN, first_line, map_tensors, read_json, weight_files
 from starcoder.checkpoint.hub import resolve
 from starcoder.checkpoint.names import (
@@ -19,7 +21,19 @@ from starcoder.checkpoint.names import (
 )
 from starcoder.config import ModelConfig
 from starcoder.errors import CheckpointError, ConfigError
+from starcoder.kernels.packed import Packed
 from starcoder.model import Transformer
+from starcoder.quantize import (
+    LayerReport,
+    Method,
+    QuantizedEmbedding,
+    QuantizedLinear,
+    Report,
+    Scheme,
+    expect,
+    quantize_matrix,
+    relative_error,
+)
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -28,7 +42,11 @@ _MAX_WAITING_BYTES = 32 << 20
 
 
 def load(
-    model: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+    model: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    quantize: Scheme | None = None,
 ) -> Transformer:
     """The network of a local folder or hub id, with its weights, in eval mode.
 
@@ -37,23 +55,122 @@ def load(
     mapped: that loads in milliseconds where a copy takes a second per gigabyte, and multiplies as fast.
     The price: files must be replaced by renaming, as every tool does, never overwritten in place.
 
+    `quantize` packs each matrix as it is read, so that beside the packed ones only one is in memory; a
+    folder that is quantized needs no word and stays mapped. `dtype` is then that of norms and biases:
+    float32 on a CPU, bfloat16 elsewhere if None.
+
     Raises:
         CheckpointError: no such checkpoint, or its files are missing, broken, of another family or shape.
-        ConfigError: this machine has no such device.
+        ConfigError: this machine has no such device, or the folder is quantized otherwise.
     """
     target = _usable(device)
     folder = resolve(model)
+    network = _empty(folder)
+    stored = packed.scheme_of(folder)
+    if stored is None and quantize is None:
+        _fill(network, folder, target, dtype)
+        return network.eval()
+    floats = _float_dtype(target, dtype)
+    if stored is None:
+        assert quantize is not None, "one of the two is given"
+        _quantize(network, folder, quantize, "search", target, floats)
+    elif quantize not in (None, stored):
+        raise _quantized_already(model, stored)
+    else:
+        packed.read(network, folder, stored, device=target, dtype=floats)
+    return network.eval()
+
+
+def quantize(model: str | Path, scheme: Scheme, *, method: Method = "search") -> tuple[Transformer, Report]:
+    """Quantize a checkpoint in memory, a matrix at a time, and say what rounding cost; `save` writes it.
+
+    Raises:
+        CheckpointError: as `load`.
+        ConfigError: the checkpoint is quantized already.
+    """
+    folder = resolve(model)
+    stored = packed.scheme_of(folder)
+    if stored is not None:
+        raise _quantized_already(model, stored)
+    network = _empty(folder)
+    layers: list[LayerReport] = []
+
+    def note(name: str, weight: Tensor, matrix: Packed) -> None:
+        error = relative_error(weight, matrix)
+        size = matrix.size_bytes
+        layers.append(LayerReport(name, matrix.scheme, matrix.columns, matrix.inputs, size, error))
+
+    _quantize(network, folder, scheme, method, torch.device("cpu"), torch.float32, note)
+    floats = sum(parameter.nbytes for parameter in network.parameters())
+    size_bytes = floats + sum(layer.size_bytes for layer in layers)
+    return network.eval(), Report(tuple(layers), network.config.num_parameters, size_bytes)
+
+
+def _quantized_already(model: str | Path, stored: Scheme) -> ConfigError:
+    return ConfigError(
+        f"'{model}' is quantized already, to {stored}",
+        "use it as it is, or quantize the checkpoint that it was made from",
+    )
+
+
+def _empty(folder: Path) -> Transformer:
     config = read_config(folder)
     with torch.device("meta"):
-        network = Transformer(config)
-    shapes = {name: parameter.shape for name, parameter in network.named_parameters()}
-    weights = _Weights(folder, config, list(shapes))
-    state = {name: weights.take(name, shape, target, dtype) for name, shape in shapes.items()}
-    if config.tied_embeddings:
+        return Transformer(config)
+
+
+def _shapes(network: Transformer) -> dict[str, torch.Size]:
+    return {name: parameter.shape for name, parameter in network.named_parameters()}
+
+
+def _fill(network: Transformer, folder: Path, device: torch.device, dtype: torch.dtype | None) -> None:
+    shapes = _shapes(network)
+    weights = _Weights(folder, network.config, list(shapes))
+    state = {name: weights.take(name, shape, device, dtype) for name, shape in shapes.items()}
+    if network.config.tied_embeddings:
         state[HEAD] = state[EMBEDDING]
     network.load_state_dict(state, assign=True)
     network.tie()
-    return network.eval()
+
+
+def _quantize(
+    network: Transformer,
+    folder: Path,
+    scheme: Scheme,
+    method: Method,
+    device: torch.device,
+    dtype: torch.dtype,
+    note: Callable[[str, Tensor, Packed], None] | None = None,
+) -> None:
+    """Fill `network` with packed matrices; `note` sees each beside what it was made from."""
+    shapes = _shapes(network)
+    weights = _Weights(folder, network.config, list(shapes))
+    expect(network, scheme)
+    state: dict[str, Tensor] = {}
+    for name, shape in shapes.items():
+        module_name, _, kind = name.rpartition(".")
+        module = network.get_submodule(module_name)
+        if kind == "bias" or not isinstance(module, QuantizedLinear | QuantizedEmbedding):
+            state[name] = weights.take(name, shape, device, dtype)
+            continue
+        weight, wanted = weights.once(name, shape).to(device), module.packed
+        matrix = quantize_matrix(weight, wanted.scheme, group_size=wanted.group_size, method=method)
+        state |= {f"{module_name}.data": matrix.data, f"{module_name}.scales": matrix.scales}
+        if note is not None:
+            note(module_name, weight, matrix)
+    packed.assign(network, state, dtype)
+
+
+def _float_dtype(device: torch.device, dtype: torch.dtype | None) -> torch.dtype:
+    """Of what a quantized network does not quantize."""
+    if device.type != "cpu":
+        return dtype or torch.bfloat16
+    if dtype not in (None, torch.float32):
+        raise ConfigError(
+            f"dtype {str(dtype).removeprefix('torch.')} does not go with quantized weights on a CPU",
+            "leave dtype out: what is not quantized is float32 there",
+        )
+    return torch.float32
 
 
 def _usable(device: str | torch.device) -> torch.device:
@@ -77,6 +194,8 @@ def read_config(folder: Path) -> ModelConfig:
             "give the folder that holds config.json and the weights",
         )
     config = read_json(path)
+    if packed.scheme_of(folder) is not None:
+        del config[packed.ENTRY]
     try:
         return ModelConfig.from_hf(config)
     except CheckpointError as error:
@@ -125,6 +244,14 @@ class _Weights:
                 f"'{path}' holds a tensor {name!r}{more} that config.json has no place for",
                 "weights and config.json are of different models, or an adapter was not merged",
             )
+
+    def once(self, name: str, shape: torch.Size) -> Tensor:
+        """Our parameter in its own dtype, to use and forget: the next call gives its pages back."""
+        (their_name, *more) = their_names(self._config, name)
+        if more or is_interleaved(self._config, name):
+            return self.take(name, shape, torch.device("cpu"), None)
+        self._check(their_name, tuple(shape))
+        return self._read(their_name)
 
     def take(self, name: str, shape: torch.Size, device: torch.device, dtype: torch.dtype | None) -> Tensor:
         """Our parameter: mapped where the file has it as it is, else in memory of its own."""

@@ -1,4 +1,4 @@
-"""`Transformer` -> checkpoint folder that transformers loads."""
+"""`Transformer` -> checkpoint folder: one that transformers loads, or our own layout if it is quantized."""
 
 import json
 import os
@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from starcoder.checkpoint import packed
 from starcoder.checkpoint.names import is_interleaved, their_names, their_rows, with_prefix
 from starcoder.model import Transformer
 
@@ -29,12 +30,18 @@ def save(
     `extra_config` adds to config.json or overrides it, for example `eos_token_id`, which is 0 otherwise.
     Every file is written beside its place and moved there when all are complete, so a failure leaves
     what was there before; weights of an earlier save that this one does not replace are removed.
+    A quantized network becomes a folder of one file in our own layout, which only this package reads.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    config = model.config.to_hf() | {"dtype": str(model.embed.weight.dtype).removeprefix("torch.")}
+    config = model.config.to_hf() | {"dtype": str(model.norm.weight.dtype).removeprefix("torch.")}
+    config |= dict(extra_config or {})
     with _Replacement(folder) as replacement:
-        _write_weights(model, replacement, max_shard_bytes)
-        replacement.write_json("config.json", config | dict(extra_config or {}))
+        if packed.scheme_in(model) is None:
+            _write_weights(model, replacement, max_shard_bytes)
+        else:
+            packed.write(model, replacement.path("model.safetensors"))
+            config[packed.ENTRY] = packed.entry_of(model)
+        replacement.write_json("config.json", config)
 
 
 class _Replacement:
