@@ -1,11 +1,11 @@
 """int4 and int8 on a CPU beside llama.cpp: python benchmarks/decode.py --llama-bench PATH --gguf FOLDER
 
-Protocol: random weights of a StarCoder shape, made straight in packed form here and in `--gguf` as
+Protocol: random weights of a StarCoder shape, made straight in packed form here, and in `--gguf` as
 SHAPE-Q4_0.gguf and SHAPE-Q8_0.gguf (llama.cpp's converter and quantizer write those). Each round measures
-the bandwidth of memory, then in turn this engine and llama-bench for each scheme: a prompt of 512 tokens, and 64
-tokens of one stream. Ours are the engine's own steps, Python and sampling included, from a prompt of 8;
-llama-bench decodes from an empty context and does not sample. Medians of --rounds; ratios are per round.
---pause PID stops other work of this machine while a round runs. Prints a table and, last, one JSON line.
+the bandwidth of memory, then in turn this engine and llama-bench for each scheme: a prompt of 512 tokens,
+and 64 tokens of one stream. Ours are the engine's own steps, Python and sampling included, behind a prompt
+of 8; llama-bench decodes from an empty context and does not sample. Medians of --rounds; ratios are per
+round. --pause PID stops other work of this machine while a round runs. The last line is one JSON document.
 """
 
 import argparse
