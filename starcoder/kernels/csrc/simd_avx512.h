@@ -13,6 +13,14 @@ constexpr int NV = COLUMNS / W;
 
 inline F fma(F a, F b, F c) { return (F)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
 
+inline float top_of(F v) { return _mm512_reduce_max_ps((__m512)v); }
+inline int32_t total_of(I v) { return _mm512_reduce_add_epi32((__m512i)v); }
+
+// Integers within a signed byte, to bytes.
+inline void store_bytes(int8_t *to, I v, int8_t flip) {
+  _mm_storeu_si128((__m128i *)to, _mm_xor_si128(_mm512_cvtepi32_epi8((__m512i)v), _mm_set1_epi8(flip)));
+}
+
 inline F load_bfloat16(const uint16_t *p) {
   return (F)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16);
 }

@@ -13,6 +13,14 @@ constexpr int NV = COLUMNS / W;
 
 inline F fma(F a, F b, F c) { return (F)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b); }
 
+inline float top_of(F v) { return vmaxvq_f32((float32x4_t)v); }
+inline int32_t total_of(I v) { return vaddvq_s32((int32x4_t)v); }
+
+// Integers within a signed byte, to bytes.
+inline void store_bytes(int8_t *to, I v, int8_t flip) {
+  for (int i = 0; i < W; i++) to[i] = (int8_t)(v[i] ^ flip);
+}
+
 inline F load_bfloat16(const uint16_t *p) { return (F)vshll_n_u16(vld1_u16(p), 16); }
 
 inline int8x16_t four(const int8_t *a) {

@@ -11,6 +11,19 @@ constexpr int NV = COLUMNS / W;
 
 inline F fma(F a, F b, F c) { return a * b + c; }
 
+inline float top_of(F v) {
+  float top = v[0];
+  for (int i = 1; i < W; i++) top = v[i] > top ? v[i] : top;
+  return top;
+}
+
+inline int32_t total_of(I v) { return v[0] + v[1] + v[2] + v[3]; }
+
+// Integers within a signed byte, to bytes.
+inline void store_bytes(int8_t *to, I v, int8_t flip) {
+  for (int i = 0; i < W; i++) to[i] = (int8_t)(v[i] ^ flip);
+}
+
 inline F load_bfloat16(const uint16_t *p) {
   I bits;
   for (int i = 0; i < W; i++) bits[i] = (int32_t)((uint32_t)p[i] << 16);

@@ -23,11 +23,6 @@ inline float sum_of(F v) {
   for (int i = 0; i < W; i++) sum += v[i];
   return sum;
 }
-inline float top_of(F v) {
-  float top = v[0];
-  for (int i = 1; i < W; i++) top = v[i] > top ? v[i] : top;
-  return top;
-}
 template <class X>
 inline X least(X a, X b) {
   return a < b ? a : b;
@@ -72,36 +67,41 @@ inline F gelu_erf(F x) {
   return spread(0.5f) * x * twice;
 }
 
+// One group: `size` numbers at x, zeros after them.
+inline void quantize_group(const float *x, int32_t size, int8_t flip, int8_t *to, float *stored_scale, int32_t *sum) {
+  F top = F{};
+  for (int i = 0; i < size; i += W) {
+    const F v = load(x + i);
+    top = larger(top, larger(v, -v));
+  }
+  const float scale = top_of(top) * (1.f / 127.f);
+  const F inverse = spread(scale > 0 ? 1.f / scale : 0.f);
+  I total = I{};
+  for (int i = 0; i < size; i += W) {
+    // A scale too small to invert overflows: keep within the range that integers promise.
+    const F v = smaller(larger(nearest(load(x + i) * inverse), spread(-127.f)), spread(127.f));
+    const I q = __builtin_convertvector(v, I);
+    total += q;
+    store_bytes(to + i, q, flip);
+  }
+  *stored_scale = scale;
+  *sum = -8 * total_of(total);
+}
+
 void quantize(const float *x, int32_t kind, int32_t inputs, int32_t group, const Activations *out, int32_t row) {
-  const int bias = kind == SC_INT8 && kBiased ? 128 : 0;
+  const int8_t flip = kind == SC_INT8 && kBiased ? -128 : 0;  // adds 128
   const int per_block = K_BLOCK / group;
   for (int32_t k = 0, g = 0; k < inputs; k += group, g++) {
-    const int64_t at = (int64_t)(g / per_block) * out->rows + row;
+    const int64_t at = (int64_t)(g / per_block) * out->rows + row, scalar = at * per_block + g % per_block;
     int8_t *to = out->integers + at * K_BLOCK + g % per_block * group;
-    const int32_t size = least(group, inputs - k);
-    alignas(64) float part[K_BLOCK];
-    memcpy(part, x + k, size * sizeof(float));
-    memset(part + size, 0, (group - size) * sizeof(float));
-    F top = F{};
-    for (int i = 0; i < group; i += W) {
-      const F v = load(part + i);
-      top = larger(top, larger(v, -v));
+    const float *from = x + k;
+    float part[K_BLOCK];
+    if (k + group > inputs) {
+      memset(part, 0, sizeof part);
+      memcpy(part, from, (inputs - k) * sizeof(float));
+      from = part;
     }
-    const float scale = top_of(top) / 127.f;
-    const F inverse = spread(scale > 0 ? 1.f / scale : 0.f);
-    I sum = I{};
-    for (int i = 0; i < group; i += W) {
-      // A scale too small to invert overflows: keep within the range that integers promise.
-      const F v = smaller(larger(nearest(load(part + i) * inverse), spread(-127.f)), spread(127.f));
-      const I q = __builtin_convertvector(v, I);
-      sum += q;
-      const B bytes = __builtin_convertvector(q + spread_int(bias), B);
-      memcpy(to + i, &bytes, W);
-    }
-    int32_t total = 0;
-    for (int i = 0; i < W; i++) total += sum[i];
-    out->scales[at * per_block + g % per_block] = scale;
-    out->sums[at * per_block + g % per_block] = -8 * total;
+    quantize_group(from, group, flip, to, out->scales + scalar, out->sums + scalar);
   }
 }
 
