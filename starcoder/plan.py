@@ -30,7 +30,7 @@ _COLUMNS = 16  # of a packed block; a column of a group has one scale of two byt
 
 # Python with torch, the tokenizer and its 49,152 tokens: resident memory of `starcoder generate` less its
 # model, cache and scratch. Measured with torch 2.13.0+cpu on Linux.
-RUNTIME_BYTES = 330_000_000
+RUNTIME_BYTES = 280_000_000
 _STEP_TOKENS = 512  # of one forward pass; `EngineSettings.max_step_tokens`
 _BLOCK_TOKENS = 16  # of a cache block; `EngineSettings.block_size`
 

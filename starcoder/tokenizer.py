@@ -87,6 +87,11 @@ class Tokenizer:
         return self._sentinels
 
     @property
+    def special_tokens(self) -> dict[str, int]:
+        """Ids of the special tokens by their text."""
+        return dict(self._special)
+
+    @property
     def special_texts(self) -> tuple[str, ...]:
         """What `encode_with_special` takes for special tokens."""
         return tuple(self._special)

@@ -4,10 +4,12 @@ No code of a checkpoint ever runs and nothing is unpickled but tensors: weights 
 files through `torch.load(weights_only=True)`; besides them only `config.json` and the index are read.
 """
 
-from starcoder.checkpoint.hub import BUNDLED, TEXT_FILES, resolve, resolve_config
+from starcoder.checkpoint.gguf import GgufReport, GgufType, export_gguf
+from starcoder.checkpoint.hub import BUNDLED, resolve, resolve_config
 from starcoder.checkpoint.packed import scheme_of
+from starcoder.checkpoint.quantizing import quantize_folder
 from starcoder.checkpoint.reading import load, quantize, read_config
 from starcoder.checkpoint.writing import save
 
-__all__ = ["BUNDLED", "TEXT_FILES", "load", "quantize", "read_config", "resolve"]
-__all__ += ["resolve_config", "save", "scheme_of"]
+__all__ = ["BUNDLED", "GgufReport", "GgufType", "export_gguf", "load", "quantize", "quantize_folder"]
+__all__ += ["read_config", "resolve", "resolve_config", "save", "scheme_of"]

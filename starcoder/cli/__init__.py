@@ -15,7 +15,19 @@ from cyclopts import App, ArgumentCollection, CycloptsError, Parameter, UnknownO
 from cyclopts.config import Dict
 
 from starcoder import __version__
-from starcoder.cli import complete, doctor, editor_config, generate, mistakes, pretrain, serve
+from starcoder.cli import (
+    bench,
+    complete,
+    doctor,
+    editor_config,
+    export,
+    generate,
+    mistakes,
+    plan,
+    pretrain,
+    quantize,
+    serve,
+)
 from starcoder.errors import ConfigError, StarcoderError
 
 _OPTION = re.compile(r"--?[A-Za-z][\w-]*(=.*)?", re.DOTALL)
@@ -58,7 +70,8 @@ def build() -> App:
         default_parameter=Parameter(negative=()),
         help_format="plaintext",
     )
-    for verb in (generate, complete, serve, editor_config, pretrain, doctor):
+    serving = (generate, complete, serve, editor_config)
+    for verb in (*serving, plan, quantize, bench, export, pretrain, doctor):
         app.command(verb.run, name=verb.__name__.rpartition(".")[2].replace("_", "-"))
     return app
 

@@ -24,6 +24,8 @@ class ModelOptions:
     """A checkpoint folder or a Hugging Face id (bigcode/starcoder2-3b); the bundled model if not given."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Type of the weights; float32 on a CPU and as stored elsewhere if not given."""
+    quantize: Literal["int8", "int4"] | None = None
+    """Round the weights as they are read; `starcoder quantize` does it once for all times."""
     device: str | None = None
     """cpu, cuda, cuda:1 or auto; cpu if not given."""
     threads: int | None = None

@@ -79,7 +79,13 @@ def _load(options: AskOptions) -> Generator:
     from starcoder.engine import local  # imports torch
 
     chosen = options.model
-    return local.load(chosen.model, device=chosen.device, dtype=chosen.dtype, threads=chosen.threads)
+    return local.load(
+        chosen.model,
+        device=chosen.device,
+        dtype=chosen.dtype,
+        quantize=chosen.quantize,
+        threads=chosen.threads,
+    )
 
 
 def _printed(chunks: Iterator[Chunk], request: CompletionRequest, *, echo: bool | None) -> Iterator[Chunk]:

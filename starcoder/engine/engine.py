@@ -90,6 +90,7 @@ class Engine:
         is_native = NativeRunner.can_run(model, self._cache)
         self._runner = NativeRunner(model, self._cache) if is_native else Runner(model, self._cache)
         self._pool = Pool(num_blocks, size)
+        self.device = weight.device  # that the model runs on
         self._scheduler = Scheduler(
             self._pool,
             max_step_tokens=settings.max_step_tokens,

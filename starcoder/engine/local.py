@@ -3,13 +3,14 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any, TypedDict, Unpack, get_args
 
 import torch
 
 from starcoder import checkpoint
 from starcoder.engine.engine import Engine, EngineSettings
 from starcoder.errors import ConfigError
+from starcoder.quantize import Scheme
 from starcoder.request import (
     Chunk,
     Completion,
@@ -83,6 +84,7 @@ def load(
     *,
     device: str | None = None,
     dtype: str | torch.dtype | None = None,
+    quantize: Scheme | None = None,
     threads: int | None = None,
     settings: EngineSettings | None = None,
 ) -> Model:
@@ -90,11 +92,13 @@ def load(
 
     `model` is a local folder, a hub id, or None for the bundled model. `device` None is the CPU, "auto"
     is CUDA where there is one. `dtype` None is float32 on a CPU, where prefill in bfloat16 is five times
-    slower, and the checkpoint's own elsewhere. `threads` sets torch's thread count for the whole process.
+    slower, and the checkpoint's own elsewhere. `quantize` rounds the weights as they are read; a folder that
+    `starcoder quantize` wrote has that behind it and starts at once. `threads` sets torch's thread count
+    for the whole process.
 
     Raises:
         CheckpointError: files missing, broken or of another family.
-        ConfigError: no such device or dtype.
+        ConfigError: no such device, dtype or scheme, or the checkpoint is quantized otherwise.
     """
     if threads is not None:
         torch.set_num_threads(threads)
@@ -103,9 +107,11 @@ def load(
     device = device or "cpu"
     if dtype is None and device == "cpu":
         dtype = "float32"
+    if quantize not in (None, *get_args(Scheme)):
+        raise ConfigError(f"quantize is {quantize!r}; expected one of {', '.join(get_args(Scheme))}")
     folder = checkpoint.resolve(model)
     tokenizer = Tokenizer.load(folder)
-    transformer = checkpoint.load(folder, device=device, dtype=_dtype(dtype))
+    transformer = checkpoint.load(folder, device=device, dtype=_dtype(dtype), quantize=quantize)
     return Model(Engine(transformer, tokenizer, settings=settings), tokenizer)
 
 

@@ -1,0 +1,43 @@
+"""Checkpoint folder -> quantized folder that stands alone: weights, config.json and tokenizer."""
+
+import os
+import shutil
+from pathlib import Path
+
+from starcoder.checkpoint.files import read_json
+from starcoder.checkpoint.hub import TEXT_FILES, resolve
+from starcoder.checkpoint.reading import quantize
+from starcoder.checkpoint.writing import save
+from starcoder.errors import ConfigError
+from starcoder.quantize import Method, Report, Scheme
+
+
+def quantize_folder(
+    model: str | Path | None, output: Path, scheme: Scheme, *, method: Method = "search"
+) -> Report:
+    """Write a quantized copy of a checkpoint to `output`, which appears when it is whole, or not at all.
+
+    Raises:
+        CheckpointError: as `load`.
+        ConfigError: the checkpoint is quantized already, or there is something at `output`.
+    """
+    _require_free(output)
+    folder = resolve(model)
+    network, report = quantize(folder, scheme, method=method)
+    part = output.with_name(f".{output.name}.{os.getpid()}.part")
+    try:
+        save(network, part, extra_config=read_json(folder / "config.json"))
+        for pattern in TEXT_FILES:
+            for path in folder.glob(pattern):
+                if path.name != "config.json" and path.is_file():
+                    shutil.copyfile(path, part / path.name)
+        _require_free(output)
+        os.replace(part, output)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return report
+
+
+def _require_free(output: Path) -> None:
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise ConfigError(f"there is something at '{output}' already", "give a folder that is new or empty")
