@@ -90,6 +90,7 @@ def run(*, options: ServeOptions = ServeOptions(), model: ModelOptions = ModelOp
         model.model,
         device=model.device,
         dtype=model.dtype,
+        quantize=model.quantize,
         threads=model.threads,
         settings=EngineSettings(
             max_sequences=options.max_sequences, max_queue=options.max_queue + options.max_sequences
@@ -105,8 +106,7 @@ def run(*, options: ServeOptions = ServeOptions(), model: ModelOptions = ModelOp
     )
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, frame: None)  # once drained, the process ends as it should
-    shown = f"[{options.host}]" if ":" in options.host else options.host
-    print(f"serving {server.facts.model} on http://{shown}:{options.port}", file=sys.stderr, flush=True)
+    print(f"serving {server.facts.model} on {server.bind()}", file=sys.stderr, flush=True)
     server.run()
 
 

@@ -16,12 +16,10 @@ from starlette.types import Receive, Scope, Send
 
 from starcoder.errors import CapacityError, StarcoderError
 from starcoder.request import Chunk, Completion, collect
-from starcoder.server.exchange import Exchange, Json, Overload, Refusal, status_of
+from starcoder.server.exchange import Errors, Exchange, Json, Overload, Refusal
 from starcoder.server.worker import Job, Worker
 
 log = logging.getLogger(__name__)
-
-ErrorBody = Callable[[StarcoderError], Json]
 
 
 def json_response(document: Json, status: int = 200, headers: dict[str, str] | None = None) -> Response:
@@ -30,15 +28,15 @@ def json_response(document: Json, status: int = 200, headers: dict[str, str] | N
     return Response(data, status, headers, media_type="application/json")
 
 
-def error_response(error: StarcoderError, body: ErrorBody) -> Response:
+def error_response(error: StarcoderError, errors: Errors) -> Response:
     """An error in the words of a dialect."""
     headers = {}
     if isinstance(error, CapacityError):
         headers["Retry-After"] = str(error.retry_after_s if isinstance(error, Overload) else 1)
-    status = status_of(error)
+    status = errors.status(error)
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    return json_response(body(error), status, headers)
+    return json_response(errors.body(error), status, headers)
 
 
 async def read_json(request: Request) -> object:
@@ -60,9 +58,7 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
-async def answer(
-    request: Request, exchange: Exchange, worker: Worker, *, error_body: ErrorBody, write_s: float
-) -> Response:
+async def answer(request: Request, exchange: Exchange, worker: Worker, *, write_s: float) -> Response:
     """Run the requests of an exchange and answer them.
 
     Raises:
@@ -110,6 +106,8 @@ def _samples(chunks: Sequence[tuple[int, Chunk]], num_requests: int) -> list[lis
 
 def _headers(samples: Sequence[Sequence[Completion]]) -> dict[str, str]:
     """Counts and milliseconds, named as by TGI."""
+    if not samples:
+        return {}
     first = [group[0].usage for group in samples]
     num_tokens = sum(len(one.tokens) for group in samples for one in group)
     queue_ms, prefill_ms = max(u.queue_ms for u in first), max(u.prefill_ms for u in first)

@@ -16,8 +16,8 @@ from starlette.types import Receive, Scope, Send
 from starcoder import __version__
 from starcoder.errors import StarcoderError
 from starcoder.server import chat, llamacpp, ollama, openai, render, tabby, tgi
-from starcoder.server.answering import ErrorBody, answer, error_response, json_response, read_json
-from starcoder.server.exchange import Exchange, Facts, Json, Refusal
+from starcoder.server.answering import answer, error_response, json_response, read_json
+from starcoder.server.exchange import Errors, Exchange, Facts, Json, Refusal
 from starcoder.server.fields import Body
 from starcoder.server.guard import Guard
 from starcoder.server.metrics import Metrics
@@ -32,13 +32,13 @@ Handler = Callable[[Request], Awaitable[Response]]
 _LLAMACPP_PATHS = ("/infill", "/completion", "/completions", "/detokenize", "/props")
 
 
-def error_body(path: str) -> ErrorBody:
+def errors_of(path: str) -> Errors:
     """The words in which errors of a path are told."""
     if path.startswith("/v1/"):
-        return openai.error
+        return openai.ERRORS
     if path.startswith("/api/"):
-        return ollama.error
-    return llamacpp.error if path in _LLAMACPP_PATHS else tgi.error
+        return ollama.ERRORS
+    return llamacpp.ERRORS if path in _LLAMACPP_PATHS else tgi.ERRORS
 
 
 def build(facts: Facts, settings: ServerSettings, worker: Worker, metrics: Metrics) -> FastAPI:
@@ -68,7 +68,7 @@ def build(facts: Facts, settings: ServerSettings, worker: Worker, metrics: Metri
 
 
 async def _refuse(scope: Scope, receive: Receive, send: Send, error: StarcoderError) -> None:
-    await error_response(error, error_body(scope["path"]))(scope, receive, send)
+    await error_response(error, errors_of(scope["path"]))(scope, receive, send)
 
 
 def _add_errors(app: FastAPI) -> None:
@@ -78,14 +78,14 @@ def _add_errors(app: FastAPI) -> None:
         if isinstance(error, HTTPException):
             error = Refusal(str(error.detail), status=error.status_code, kind="not_found")
         assert isinstance(error, StarcoderError), "what this handles"
-        return error_response(error, error_body(request.url.path))
+        return error_response(error, errors_of(request.url.path))
 
     async def gone(request: Request, error: Exception) -> Response:
         return Response(status_code=499)
 
     async def broken(request: Request, error: Exception) -> Response:
         return error_response(
-            Refusal("internal error", status=500, kind="generation"), error_body(request.url.path)
+            Refusal("internal error", status=500, kind="generation"), errors_of(request.url.path)
         )
 
     app.add_exception_handler(StarcoderError, told)
@@ -141,7 +141,7 @@ class _Routes:
             try:
                 return json_response((tgi if is_tgi else llamacpp).tokenize(data, facts))
             except StarcoderError as error:
-                return error_response(error, tgi.error if is_tgi else llamacpp.error)
+                return error_response(error, tgi.ERRORS if is_tgi else llamacpp.ERRORS)
 
         async def detokenize(request: Request) -> Response:
             return json_response(llamacpp.detokenize(await read_json(request), facts))
@@ -218,7 +218,6 @@ class _Routes:
                     request,
                     exchange,
                     self._worker,
-                    error_body=error_body(path),
                     write_s=self._settings.write_s,
                 )
 

@@ -4,7 +4,7 @@ A dialect is a module of pure functions: a JSON body becomes an `Exchange`, whic
 the engine and says what comes back in the dialect's own words.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -35,11 +35,17 @@ class Overload(CapacityError):
         self.retry_after_s = retry_after_s
 
 
-def status_of(error: StarcoderError) -> int:
-    """The HTTP status that tells of this error."""
-    if isinstance(error, Refusal):
-        return error.status
-    return 429 if isinstance(error, CapacityError) else 400
+@dataclass(frozen=True, slots=True)
+class Errors:
+    """How a dialect tells of errors: the body, and the status of a request that cannot be served."""
+
+    body: Callable[[StarcoderError], Json]
+    invalid: int = 400
+
+    def status(self, error: StarcoderError) -> int:
+        if isinstance(error, Refusal):
+            return error.status
+        return 429 if isinstance(error, CapacityError) else self.invalid
 
 
 def told(error: StarcoderError) -> str:

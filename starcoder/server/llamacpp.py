@@ -20,7 +20,7 @@ from starcoder.request import (
     TokenLogprob,
     Usage,
 )
-from starcoder.server.exchange import Facts, Json, Refusal, status_of, told
+from starcoder.server.exchange import Errors, Facts, Json, Refusal, told
 from starcoder.server.fields import Body, Common, at_most
 from starcoder.server.sse import sse
 
@@ -55,10 +55,13 @@ class InfillBody(Common):
 
 
 def error(problem: StarcoderError) -> Json:
-    status = status_of(problem)
+    status = ERRORS.status(problem)
     kinds = {401: "authentication_error", 404: "not_found_error", 503: "unavailable_error"}
     kind = kinds.get(status, "invalid_request_error" if status < 500 else "server_error")
     return {"error": {"code": status, "message": told(problem), "type": kind}}
+
+
+ERRORS = Errors(error)
 
 
 def read_completion(data: object, facts: Facts) -> "CompletionExchange":

@@ -13,9 +13,9 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 from starlette.requests import ClientDisconnect
 
-from starcoder.errors import StarcoderError
+from starcoder.errors import CapacityError, StarcoderError
 from starcoder.request import Chunk, CompletionRequest
-from starcoder.server.exchange import status_of
+from starcoder.server.exchange import Refusal
 from starcoder.server.worker import Worker
 
 _SECONDS = [0.00015 * 1.5**power for power in range(35)]  # Source: TGI's buckets (serving facts 1.3)
@@ -85,7 +85,7 @@ class Metrics:
         try:
             yield seen
         except StarcoderError as error:
-            self._failed.labels(_reason(status_of(error))).inc()
+            self._failed.labels(_reason(error)).inc()
             raise
         except ClientDisconnect:
             self._failed.labels("dropped").inc()
@@ -176,6 +176,9 @@ class _WithAliases(Collector):
             yield alias
 
 
-def _reason(status: int) -> str:
-    reasons = {429: "overloaded", 499: "dropped", 409: "superseded"}
-    return reasons.get(status, "validation" if status < 500 else "generation")
+def _reason(error: StarcoderError) -> str:
+    """TGI's word for it."""
+    if isinstance(error, CapacityError):
+        return "overloaded"
+    status = error.status if isinstance(error, Refusal) else 400
+    return {499: "dropped", 409: "superseded"}.get(status, "validation" if status < 500 else "generation")

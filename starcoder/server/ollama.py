@@ -14,7 +14,7 @@ from pydantic import AliasChoices, Field
 from starcoder.errors import CapacityError, StarcoderError
 from starcoder.request import Chunk, Completion, CompletionRequest, FinishReason, Usage
 from starcoder.server import chat
-from starcoder.server.exchange import Facts, Json, Refusal, told
+from starcoder.server.exchange import Errors, Facts, Json, Refusal, told
 from starcoder.server.fields import Body, Common
 
 _DONE: dict[FinishReason, str] = {
@@ -65,6 +65,9 @@ def error(problem: StarcoderError) -> Json:
     if isinstance(problem, CapacityError):
         return {"error": "server busy, please try again.  maximum pending requests exceeded"}
     return {"error": told(problem)}
+
+
+ERRORS = Errors(error)
 
 
 def read_generate(data: object, facts: Facts) -> "GenerateExchange":

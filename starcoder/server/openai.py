@@ -13,7 +13,7 @@ from typing import Any
 
 from starcoder.errors import StarcoderError
 from starcoder.request import Chunk, Completion, CompletionRequest, TokenLogprob, Usage
-from starcoder.server.exchange import Facts, Json, Refusal, status_of, told
+from starcoder.server.exchange import Errors, Facts, Json, Refusal, told
 from starcoder.server.fields import Body, Common, at_most
 from starcoder.server.sse import sse
 
@@ -49,12 +49,15 @@ class CompletionBody(Common):
 
 def error(problem: StarcoderError) -> Json:
     """OpenAI's error; `detail` is the form in which llm-ls looks for it."""
-    status, message = status_of(problem), told(problem)
+    status, message = ERRORS.status(problem), told(problem)
     kind = _KINDS.get(status, "invalid_request_error" if status < 500 else "server_error")
     return {
         "error": {"message": message, "type": kind, "param": None, "code": None},
         "detail": [{"loc": ["body"], "msg": message, "type": kind}],
     }
+
+
+ERRORS = Errors(error)
 
 
 def read_completion(data: object, facts: Facts) -> "CompletionExchange":

@@ -2,13 +2,14 @@
 
 import asyncio
 import logging
+import socket
 from pathlib import Path
 
 import uvicorn
 from fastapi import FastAPI
 
 from starcoder.engine.local import Model
-from starcoder.errors import StarcoderError
+from starcoder.errors import ConfigError, StarcoderError
 from starcoder.server import app
 from starcoder.server.chat import ChatFormat
 from starcoder.server.exchange import Facts
@@ -63,22 +64,10 @@ class Server:
             metrics=self.metrics,
         )
         self.app: FastAPI = app.build(self.facts, settings, self.worker, self.metrics)
-
-    def run(self) -> None:
-        """Serve until SIGINT or SIGTERM; then requests that run may end within `drain_s`.
-
-        Raises:
-            ServerFailure: the engine has died or hangs.
-        """
-        asyncio.run(self._serve())
-
-    async def _serve(self) -> None:
-        settings = self.settings
-        server = uvicorn.Server(
+        self._socket: socket.socket | None = None
+        self._uvicorn = uvicorn.Server(
             uvicorn.Config(
                 self.app,
-                host=settings.host,
-                port=settings.port,
                 log_config=None,
                 access_log=False,
                 lifespan="on",
@@ -86,19 +75,52 @@ class Server:
                 timeout_graceful_shutdown=settings.drain_s,
             )
         )
-        watch = asyncio.create_task(self._watch(server))
-        await server.serve()
+
+    def bind(self) -> str:
+        """Take the address, so that clients can already connect, and return its URL.
+
+        Raises:
+            ConfigError: the address is in use or not of this machine.
+        """
+        host, port = self.settings.host, self.settings.port
+        try:
+            family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+            self._socket = socket.create_server((host, port), family=family, backlog=1024)
+        except OSError as error:
+            raise ConfigError(
+                f"cannot listen on {host!r}, port {port}: {error.strerror}",
+                "choose another --port (0 takes one that is free) or --host",
+            ) from None
+        shown = f"[{host}]" if ":" in host else host
+        return f"http://{shown}:{self._socket.getsockname()[1]}"
+
+    def run(self) -> None:
+        """Serve on the bound address until SIGINT, SIGTERM or `stop`; what runs may end within `drain_s`.
+
+        Raises:
+            ServerFailure: the engine has died or hangs.
+        """
+        asyncio.run(self._serve())
+
+    def stop(self) -> None:
+        """Let `run` drain and return; from any thread."""
+        self._uvicorn.should_exit = True
+
+    async def _serve(self) -> None:
+        assert self._socket is not None, "bind comes first"
+        watch = asyncio.create_task(self._watch())
+        await self._uvicorn.serve(sockets=[self._socket])
         watch.cancel()
         if self.worker.trouble is not None:
             raise ServerFailure(self.worker.trouble, "start it again; the log above may tell more")
 
-    async def _watch(self, server: uvicorn.Server) -> None:
+    async def _watch(self) -> None:
         """Stop the server when its engine is of no use any more; supervisors then start it again."""
         while self.worker.trouble is None:
             await asyncio.sleep(0.5)
         log.error("stopping: %s", self.worker.trouble)
         await asyncio.sleep(1)  # so that /health can tell
-        server.should_exit = True
+        self.stop()
 
 
 def _aliases(name: str, style: str) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from secrets import randbits
 from starcoder import __version__
 from starcoder.errors import CapacityError, StarcoderError
 from starcoder.request import Chunk, Completion, CompletionRequest, FinishReason, SamplingParams, TokenLogprob
-from starcoder.server.exchange import Facts, Json, Refusal, status_of, text_of, told
+from starcoder.server.exchange import Errors, Facts, Json, Refusal, text_of, told
 from starcoder.server.fields import Body, Common, at_most
 from starcoder.server.sse import sse
 
@@ -50,12 +50,15 @@ class GenerateBody(Body):
 
 
 def error(problem: StarcoderError) -> Json:
-    status = status_of(problem)
+    status = ERRORS.status(problem)
     if isinstance(problem, CapacityError):
         return {"error": "Model is overloaded", "error_type": "overloaded"}
     kind = problem.kind if isinstance(problem, Refusal) else "validation"
     prefix = "Input validation error: " if kind == "validation" and status in (400, 422) else ""
     return {"error": f"{prefix}{told(problem)}", "error_type": kind}
+
+
+ERRORS = Errors(error, invalid=422)
 
 
 def read_generate(

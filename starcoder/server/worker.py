@@ -170,6 +170,9 @@ class Worker:
         if len(self._jobs) >= self._max_jobs:
             raise Overload("the server is overloaded", "try again in a moment")
         job = Job(requests, is_stream=is_stream)
+        if not requests:
+            job.receive(is_done=True)
+            return job
         self._jobs.add(job)
         self._letters.put(lambda: self._take_in(job))
         return job
