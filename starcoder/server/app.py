@@ -189,10 +189,10 @@ class _Routes:
 
         for path in ("/health", "/ping"):
             self._app.add_api_route(path, health, methods=["GET"], response_class=Response)
-        self._app.add_api_route(
-            "/v1/health", health_of_tabby, methods=["GET", "POST"], response_class=Response
-        )
-        self._app.add_api_route("/", self._front_page, methods=["GET", "HEAD"], response_class=Response)
+        for method in ("GET", "POST"):  # apart: an operation's id may come once
+            self._app.add_api_route("/v1/health", health_of_tabby, methods=[method], response_class=Response)
+        for method in ("GET", "HEAD"):
+            self._app.add_api_route("/", self._front_page, methods=[method], response_class=Response)
         self._app.add_api_route("/metrics", numbers, methods=["GET"], response_class=Response)
         self._app.add_api_route("/docs", self._docs, methods=["GET"], response_class=Response)
         tell("/v1/models", lambda: openai.models(facts))

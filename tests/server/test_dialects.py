@@ -1,0 +1,202 @@
+"""Every dialect says the same: streamed or whole, with every option, text equals the engine's own."""
+
+import json
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from starcoder.request import CompletionRequest, SamplingParams
+
+# Prompt and parameters in the words of each dialect, and how its whole and its streamed answers read.
+DIALECTS = {
+    "openai": {
+        "path": "/v1/completions",
+        "body": lambda r, p: {"prompt": r, "max_tokens": p.max_tokens, **common(p)},
+        "whole": lambda d: d["choices"][0]["text"],
+        "part": lambda d: "".join(c["text"] for c in d["choices"]),
+    },
+    "fim": {
+        "path": "/v1/fim/completions",
+        "body": lambda r, p: {"prompt": r, "max_tokens": p.max_tokens, **common(p)},
+        "whole": lambda d: d["choices"][0]["message"]["content"],
+        "part": lambda d: "".join(c["delta"].get("content", "") for c in d["choices"]),
+    },
+    "tgi": {
+        "path": "/generate",
+        "stream": "/generate_stream",
+        "body": lambda r, p: {"inputs": r, "parameters": {"max_new_tokens": p.max_tokens, **common(p)}},
+        "whole": lambda d: d["generated_text"],
+        "part": lambda d: "" if d["token"]["special"] else d["token"]["text"],
+    },
+    "tgi-compat": {
+        "path": "/",
+        "body": lambda r, p: {"inputs": r, "parameters": {"max_new_tokens": p.max_tokens, **common(p)}},
+        "whole": lambda d: d[0]["generated_text"],
+        "part": lambda d: "" if d["token"]["special"] else d["token"]["text"],
+    },
+    "llamacpp": {
+        "path": "/completion",
+        "body": lambda r, p: {"prompt": r, "n_predict": p.max_tokens, **common(p)},
+        "whole": lambda d: d["content"],
+        "part": lambda d: d["content"],
+    },
+    "ollama": {
+        "path": "/api/generate",
+        "body": lambda r, p: {"prompt": r, "options": {"num_predict": p.max_tokens, **common(p)}},
+        "whole": lambda d: d["response"],
+        "part": lambda d: d["response"],
+    },
+}
+
+
+def common(params):
+    return {"temperature": params.temperature, "seed": params.seed, "stop": list(params.stop)}
+
+
+def ask_whole(running, dialect, prompt, params):
+    body = dialect["body"](prompt, params) | {"stream": False}
+    reply = running.post(dialect["path"], body)
+    assert reply.status_code == 200, reply.text
+    return dialect["whole"](reply.json())
+
+
+def ask_streamed(running, dialect, prompt, params):
+    """The parts, each event decoded by itself: half a character would fail."""
+    body = dialect["body"](prompt, params) | {"stream": True}
+    with running.http.stream("POST", dialect.get("stream", dialect["path"]), json=body) as reply:
+        data = reply.read()
+    separator = b"\n" if dialect["path"].startswith("/api") else b"\n\n"
+    events = [piece.decode("utf-8") for piece in data.split(separator) if piece]
+    texts = [event.removeprefix("data:").strip() for event in events]
+    return [dialect["part"](json.loads(text)) for text in texts if text != "[DONE]"]
+
+
+@pytest.mark.parametrize("name", DIALECTS)
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    prompt=st.text(st.characters(codec="utf-8"), min_size=1, max_size=30).filter(str.strip),
+    temperature=st.sampled_from([0.0, 1.5]),
+    max_tokens=st.integers(1, 24),
+    stop=st.lists(st.text(st.sampled_from("e\nπ a"), min_size=1, max_size=2), max_size=2),
+)
+def test_streamed_and_whole_equal_the_engine(idle, oracle, name, prompt, temperature, max_tokens, stop):
+    params = SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=7, stop=tuple(stop))
+    prompt = prompt.replace("<", "[")  # no sentinel, no marker
+    expected = oracle.text(CompletionRequest(prefix=prompt, sampling=params))
+    dialect = DIALECTS[name]
+    assert ask_whole(idle, dialect, prompt, params) == expected
+    assert "".join(ask_streamed(idle, dialect, prompt, params)) == expected
+
+
+NULLED = {
+    "/v1/completions": {"prompt": "def f", "max_tokens": 2},
+    "/v1/fim/completions": {"prompt": "def f", "max_tokens": 2},
+    "/v1/chat/completions": {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2},
+    "/generate": {"inputs": "def f", "parameters": {"max_new_tokens": 2}},
+    "/infill": {"input_prefix": "def f", "n_predict": 2},
+    "/completion": {"prompt": "def f", "n_predict": 2},
+    "/api/generate": {"prompt": "def f", "options": {"num_predict": 2}, "stream": False},
+    "/api/chat": {
+        "messages": [{"role": "user", "content": "hi"}],
+        "options": {"num_predict": 2},
+        "stream": False,
+    },
+}
+
+
+@pytest.mark.parametrize("path", NULLED)
+def test_null_is_absent_for_every_parameter(idle, path):
+    schema = idle.http.get("/openapi.json").json()
+    route = schema["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    models = schema["components"]["schemas"]
+
+    def nulls(name):
+        return dict.fromkeys(models[name]["properties"])
+
+    body = nulls(route["$ref"].rpartition("/")[2]) | NULLED[path]
+    if "parameters" in body:
+        body["parameters"] = nulls("Parameters") | body["parameters"]
+    if "options" in body:
+        body["options"] = nulls("Options") | body["options"]
+    reply = idle.post(path, body)
+    assert reply.status_code == 200, reply.text
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("/v1/completions", "nonsense", 400),
+        ("/v1/completions", "[1]", 400),
+        ("/v1/completions", '{"prompt": "a", "max_tokens": NaN}', 400),
+        ("/v1/completions", '{"prompt": "a", "temperature": 1e999}', 400),
+        ("/v1/completions", '{"prompt": "\\ud800"}', 400),
+        ("/v1/completions", '{"prompt": ""}', 400),
+        ("/v1/completions", '{"prompt": [[]]}', 400),
+        ("/v1/completions", '{"prompt": [-1]}', 400),
+        ("/v1/completions", '{"prompt": "a", "n": 0}', 400),
+        ("/v1/completions", '{"prompt": "a", "n": 100000}', 400),
+        ("/v1/completions", '{"prompt": "a", "stop": [1]}', 400),
+        ("/v1/completions", '{"prompt": "a", "echo": true, "logprobs": 1}', 400),
+        ("/v1/completions", '{"prompt": "a", "best_of": 3}', 400),
+        ("/v1/completions", "[" * 100000, 400),
+        ("/v1/completions", b"\xff\xfe\x00", 400),
+        ("/v1/chat/completions", '{"messages": []}', 400),
+        ("/generate", '{"inputs": ""}', 422),
+        ("/generate", '{"parameters": {}}', 422),
+        ("/generate", '{"inputs": "a", "parameters": {"top_p": 7}}', 422),
+        ("/generate", "nonsense", 400),
+        ("/infill", '{"input_prefix": 5}', 400),
+        ("/completion", '{"prompt": [1, "a", 99999]}', 400),
+        ("/detokenize", '{"tokens": ["a"]}', 400),
+        ("/tokenize", '{"content": [1]}', 400),
+        ("/api/generate", '{"prompt": 5}', 400),
+        ("/v1/events", '{"type": "other"}', 400),
+        ("/nowhere", "{}", 404),
+    ],
+)
+def test_mistakes_are_told_in_the_dialect(idle, path, body, status):
+    reply = idle.http.post(path, content=body)
+    assert reply.status_code == status, reply.text
+    error = reply.json()["error"]
+    message = error if isinstance(error, str) else error["message"]
+    assert message and "Traceback" not in message
+
+
+def test_a_method_that_is_not_there_is_405(idle):
+    assert idle.http.get("/v1/completions").status_code == 405
+
+
+@pytest.mark.parametrize("max_tokens", [500, 10_000, 2**80])
+def test_more_tokens_than_fit_are_lowered_not_refused(idle, max_tokens):
+    reply = idle.post("/v1/completions", {"prompt": "x = 1\n" * 200, "max_tokens": max_tokens}).json()
+    usage = reply["usage"]
+    assert usage["prompt_tokens"] + usage["completion_tokens"] <= 512
+    assert usage["prompt_tokens"] > 200
+
+
+def test_to_the_end_of_the_context(idle):
+    body = {"prompt": "def f", "n_predict": -1, "ignore_eos": True}
+    reply = idle.post("/completion", body).json()
+    assert reply["tokens_evaluated"] + reply["tokens_predicted"] == 512
+
+
+def test_metrics_count_under_both_names(start):
+    with start() as running:
+        running.post("/v1/completions", {"prompt": "def f", "max_tokens": 5, "ignore_eos": True})
+        running.post("/v1/completions", {"prompt": "def f", "max_tokens": 5, "ignore_eos": True})
+        running.post("/v1/completions", {"prompt": 1})
+        running.wait_until_idle()
+        text = running.http.get("/metrics").text
+    numbers = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    assert float(numbers["starcoder_requests_total"]) == float(numbers["tgi_request_count"]) == 3
+    assert float(numbers["tgi_request_success"]) == 2
+    assert float(numbers['tgi_request_failure{err="validation"}']) == 1
+    assert float(numbers["starcoder_generated_tokens_sum"]) == 10
+    assert float(numbers["tgi_request_generated_tokens_sum"]) == 10
+    assert float(numbers["starcoder_time_to_first_token_seconds_count"]) == 2
+    num_prompt = float(numbers["starcoder_prompt_tokens_sum"])
+    computed = float(numbers["starcoder_prefilled_tokens_total"])
+    assert computed + float(numbers["starcoder_cached_tokens_total"]) == num_prompt
+    assert float(numbers["starcoder_cached_tokens_total"]) == num_prompt / 2 - 1
+    assert float(numbers["tgi_queue_size"]) == 0
