@@ -132,10 +132,10 @@ class Ours:
 
 
 def theirs(program: Path, gguf: Path, threads: int) -> dict[str, float]:
-    """llama-bench's medians of three."""
-    command = [program, "-m", gguf, "-p", PROMPT, "-n", NEW, "-t", threads, "-r", 3, "-o", "json"]
+    """Tokens per second of llama-bench, which warms up first."""
+    command = [program, "-m", gguf, "-p", PROMPT, "-n", NEW, "-t", threads, "-r", 1, "-o", "json"]
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=True)
-    prefill, decode = (statistics.median(row["samples_ts"]) for row in json.loads(done.stdout))
+    prefill, decode = (row["avg_ts"] for row in json.loads(done.stdout))
     return {"prefill": prefill, "decode": decode}
 
 
@@ -143,20 +143,23 @@ def bandwidth(buffer: torch.Tensor, threads: int) -> float:
     """GB/s of reading memory by the threads of the kernels, median of 5."""
     library = native.library()
     assert library is not None, "build the kernels first: pip install -e ."
-    return statistics.median(
-        library.sc_bandwidth(threads, buffer.data_ptr(), buffer.numel()) / 1e9 for _ in range(5)
-    )
+    rates = [library.sc_bandwidth(threads, buffer.data_ptr(), buffer.numel()) for _ in range(5)]
+    return float(statistics.median(rates)) / 1e9
 
 
 @contextlib.contextmanager
 def paused(pids: list[int]) -> Iterator[None]:
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
     try:
+        _send(pids, signal.SIGSTOP)
         yield
     finally:
-        for pid in pids:
-            os.kill(pid, signal.SIGCONT)
+        _send(pids, signal.SIGCONT)
+
+
+def _send(pids: list[int], number: signal.Signals) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+            os.kill(pid, number)
 
 
 def measure(ours: Ours, gguf: Path, options: argparse.Namespace, buffer: torch.Tensor) -> dict[str, float]:
@@ -176,11 +179,11 @@ def measure(ours: Ours, gguf: Path, options: argparse.Namespace, buffer: torch.T
 
 
 def compare(shape: str, options: argparse.Namespace, buffer: torch.Tensor) -> Iterator[dict[str, Any]]:
-    engines: dict[Scheme, Ours] = {scheme: Ours(shape, scheme) for scheme in PEERS}
-    rounds: dict[Scheme, list[dict[str, float]]] = {scheme: [] for scheme in PEERS}
+    engines: dict[Scheme, Ours] = {scheme: Ours(shape, scheme) for scheme in options.schemes}
+    rounds: dict[Scheme, list[dict[str, float]]] = {scheme: [] for scheme in options.schemes}
     for number in range(options.rounds):
-        for scheme, peer in PEERS.items():
-            row = measure(engines[scheme], options.gguf / f"{shape}-{peer}.gguf", options, buffer)
+        for scheme, engine in engines.items():
+            row = measure(engine, options.gguf / f"{shape}-{PEERS[scheme]}.gguf", options, buffer)
             rounds[scheme].append(row)
             texts = (f"{key} {value:.2f}" for key, value in row.items())
             print(f"{shape} {scheme} round {number + 1}: {', '.join(texts)}", file=sys.stderr)
@@ -204,6 +207,7 @@ def main() -> None:
     parser.add_argument("--llama-bench", type=Path, required=True)
     parser.add_argument("--gguf", type=Path, required=True)
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["164m", "1b"])
+    parser.add_argument("--schemes", nargs="+", choices=PEERS, default=list(PEERS))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--pause", type=int, nargs="*", default=[])

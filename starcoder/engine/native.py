@@ -1,5 +1,6 @@
 """The runner that takes a whole step in one native call, for weights on the CPU that the kernels read."""
 
+import logging
 from collections.abc import Sequence
 
 import torch
@@ -20,6 +21,8 @@ from starcoder.kernels.step import (
 from starcoder.model import Block, Transformer
 from starcoder.quantize import QuantizedEmbedding, QuantizedLinear
 
+log = logging.getLogger(__name__)
+
 
 class NativeRunner:
     """Stands in for `Runner`, with its contract; logits are the same alone or in a batch, to the last bit."""
@@ -31,7 +34,12 @@ class NativeRunner:
     @staticmethod
     def can_run(model: Transformer, cache: Cache) -> bool:
         """Whether the kernels were built, read every weight of `model`, and the cache is theirs."""
-        if native.library() is None or not _is_plain(cache.pools[0]):
+        if native.library() is None:
+            log.warning(
+                "the native kernels are not built; torch runs the model instead, several times slower"
+            )
+            return False
+        if not _is_plain(cache.pools[0]):
             return False
         modules = [module for module in model.modules() if not list(module.children())]
         readable = all(isinstance(module, _QUANTIZED) or type(module) in _FLOATS for module in modules)
