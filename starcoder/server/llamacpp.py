@@ -21,7 +21,7 @@ from starcoder.request import (
     Usage,
 )
 from starcoder.server.exchange import Errors, Facts, Json, Refusal, told
-from starcoder.server.fields import Body, Common, at_most
+from starcoder.server.fields import Body, Common, TokenId, at_most
 from starcoder.server.sse import sse
 
 _STOP_TYPES = {"eos": "eos", "stop": "word", "length": "limit", "deadline": "limit", "abort": "none"}
@@ -35,7 +35,7 @@ class ExtraFile(Body):
 class InfillBody(Common):
     """Body of `/completion` and `/infill`."""
 
-    prompt: str | list[int | str] = ""
+    prompt: str | list[TokenId | str] = ""
     input_prefix: str = ""
     input_suffix: str = ""
     input_extra: tuple[ExtraFile, ...] = ()
@@ -277,7 +277,7 @@ class TokenizeBody(Body):
 class DetokenizeBody(Body):
     """Body of `/detokenize`."""
 
-    tokens: tuple[int, ...] = ()
+    tokens: tuple[TokenId, ...] = ()
 
 
 def tokenize(data: object, facts: Facts) -> Json:

@@ -14,7 +14,7 @@ from typing import Any
 from starcoder.errors import StarcoderError
 from starcoder.request import Chunk, Completion, CompletionRequest, TokenLogprob, Usage
 from starcoder.server.exchange import Errors, Facts, Json, Refusal, told
-from starcoder.server.fields import Body, Common, at_most
+from starcoder.server.fields import Body, Common, TokenId, at_most
 from starcoder.server.sse import sse
 
 # OpenAI's own. Source: the reference of its completions endpoint.
@@ -32,7 +32,7 @@ class CompletionBody(Common):
     """Body of `/v1/completions` and `/v1/fim/completions`."""
 
     model: str = ""
-    prompt: str | list[str] | list[int] | list[list[int]] = ""
+    prompt: str | list[str] | list[TokenId] | list[list[TokenId]] = ""
     suffix: str | None = None
     max_tokens: int | None = None
     n: int = 1

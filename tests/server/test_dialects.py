@@ -149,6 +149,7 @@ def test_null_is_absent_for_every_parameter(idle, path):
         ("/infill", '{"input_prefix": 5}', 400),
         ("/completion", '{"prompt": [1, "a", 99999]}', 400),
         ("/detokenize", '{"tokens": ["a"]}', 400),
+        ("/detokenize", '{"tokens": [9223372036854775808]}', 400),
         ("/tokenize", '{"content": [1]}', 400),
         ("/api/generate", '{"prompt": 5}', 400),
         ("/v1/events", '{"type": "other"}', 400),
