@@ -5,12 +5,14 @@ Every wire dialect is a codec of these values; they hold no tensors and import n
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 from starcoder.errors import RequestError
 
 Layout = Literal["auto", "psm", "spm"]
 FinishReason = Literal["eos", "stop", "length", "deadline", "abort"]
+StopAt = Literal["line", "block", "function", "indent"]
+HygieneRule = Literal["auto", "loop", "prefix", "suffix", "brackets", "blank"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,12 +27,16 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     stop: tuple[str, ...] = ()  # trimmed from the text; fire at any byte
+    stop_at: StopAt | None = None  # a scope of the code; engine/scopes.py has the rule of each
+    min_indent: int | None = None  # ends before a line that starts with fewer blanks (characters)
+    max_lines: int | None = None  # the rest of the cursor's line is the first
     stop_ids: tuple[int, ...] = ()  # in addition to the family's own end tokens
     ignore_eos: bool = False  # also ignores the family's end tokens, not `stop` or `stop_ids`
     seed: int | None = None
     n: int = 1
     logprobs: int | None = None  # None: off; k: the chosen token's and the k best
     deadline_ms: float | None = None  # counted from when the engine took the request
+    deadline_at: Literal["token", "line"] = "token"  # line: late text ends at its last whole line, if any
 
     def __post_init__(self) -> None:
         def need(holds: bool, field: str, expected: str) -> None:
@@ -49,6 +55,11 @@ class SamplingParams:
         need(1 <= self.n <= 1024, "n", "between 1 and 1024")
         need(self.logprobs is None or 0 <= self.logprobs <= 100, "logprobs", "between 0 and 100")
         need(self.deadline_ms is None or self.deadline_ms > 0, "deadline_ms", "above 0")
+        scopes = get_args(StopAt)
+        need(self.stop_at is None or self.stop_at in scopes, "stop_at", f"one of {', '.join(scopes)}")
+        need(self.min_indent is None or self.min_indent >= 0, "min_indent", "0 or more")
+        need(self.max_lines is None or self.max_lines >= 1, "max_lines", "at least 1")
+        need(self.deadline_at in ("token", "line"), "deadline_at", "token or line")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,6 +84,13 @@ class CompletionRequest:
     sampling: SamplingParams = SamplingParams()
     session: str | None = None  # newest request of a session wins
     priority: int = 0  # higher runs first
+    hygiene: tuple[HygieneRule, ...] | None = None  # what is trimmed; None: nothing, "auto": what suits
+
+    def __post_init__(self) -> None:
+        known = get_args(HygieneRule)
+        for rule in self.hygiene or ():
+            if rule not in known:
+                raise RequestError(f"hygiene has {rule!r}; expected rules among {', '.join(known)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +108,7 @@ class Usage:
     """What a finished sample cost."""
 
     prompt_tokens: int
-    cached_tokens: int  # of the prompt, taken from the prefix cache
+    cached_tokens: int  # of the prompt, from the prefix cache; all of them: the model did not run at all
     queue_ms: float
     prefill_ms: float  # from leaving the queue to the first token
     decode_ms: float
@@ -108,6 +126,7 @@ class Chunk:
     finish_reason: FinishReason | None = None
     stop: str | int | None = None  # the stop string or stop id that ended it
     usage: Usage | None = None
+    trimmed: tuple[str, ...] = ()  # on a last chunk: the hygiene rules that took something away
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,6 +140,7 @@ class Completion:
     index: int = 0
     logprobs: tuple[TokenLogprob, ...] = ()
     stop: str | int | None = None
+    trimmed: tuple[str, ...] = ()
 
 
 class Generator(Protocol):
@@ -155,6 +175,7 @@ def collect(chunks: Iterable[Chunk]) -> dict[str, list[Completion]]:
                     index=chunk.index,
                     logprobs=chunk.logprobs,
                     stop=chunk.stop,
+                    trimmed=chunk.trimmed,
                 )
             )
     for samples in done.values():

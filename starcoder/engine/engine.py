@@ -18,7 +18,7 @@ from starcoder.engine.native import NativeRunner
 from starcoder.engine.runner import Runner
 from starcoder.engine.sampling import Draw, sample
 from starcoder.engine.scheduler import Scheduler, Segment
-from starcoder.engine.stopping import Stopper
+from starcoder.engine.stopping import Stopper, Surroundings
 from starcoder.errors import ConfigError, RequestError
 from starcoder.model import Transformer
 from starcoder.prompts import build
@@ -258,8 +258,15 @@ class Engine:
         return rows, samples
 
     def _join(self, live: LiveRequest, sequence: scheduler.Sequence, index: int) -> Sample:
-        params, prompt = live.request.sampling, live.prompt
-        stopper = Stopper(params, self._tokenizer.stream(), end_ids=prompt.end_ids, newline=prompt.newline)
+        request, prompt = live.request, live.prompt
+        params = request.sampling
+        around = Surroundings(
+            before=request.prefix,
+            after=request.suffix,
+            newline=prompt.newline,
+            rules=request.hygiene or (),
+        )
+        stopper = Stopper(params, self._tokenizer.stream(), end_ids=prompt.end_ids, around=around)
         joined = Sample(live, sequence, stopper, Draw(params, live.seed, index))
         live.samples.append(joined)
         self._samples[sequence] = joined

@@ -39,6 +39,7 @@ class Sample:
             finish_reason=outcome.finish_reason,
             stop=outcome.stop,
             usage=self._usage(now) if outcome.finish_reason is not None else None,
+            trimmed=self.stopper.trimmed if outcome.finish_reason is not None else (),
         )
 
     def end(self, reason: FinishReason, now: float) -> Chunk:
@@ -46,9 +47,10 @@ class Sample:
         return Chunk(
             request_id=self.request.id,
             index=self.draw.index,
-            text=self.stopper.flush(),
+            text=self.stopper.end(reason),
             finish_reason=reason,
             usage=self._usage(now),
+            trimmed=self.stopper.trimmed,
         )
 
     def _usage(self, now: float) -> Usage:

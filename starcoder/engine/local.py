@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypedDict, Unpack, get_args
+from typing import Any, Literal, TypedDict, Unpack, get_args
 
 import torch
 
@@ -16,8 +16,10 @@ from starcoder.request import (
     Completion,
     CompletionRequest,
     ContextFile,
+    HygieneRule,
     Layout,
     SamplingParams,
+    StopAt,
     collect,
 )
 from starcoder.tokenizer import Tokenizer
@@ -42,11 +44,16 @@ class Options(TypedDict, total=False):
     frequency_penalty: float
     presence_penalty: float
     stop: tuple[str, ...]
+    stop_at: StopAt | None
+    min_indent: int | None
+    max_lines: int | None
     stop_ids: tuple[int, ...]
     ignore_eos: bool
     seed: int | None
     logprobs: int | None
     deadline_ms: float | None
+    deadline_at: Literal["token", "line"]
+    hygiene: tuple[HygieneRule, ...] | None
 
 
 class Model:

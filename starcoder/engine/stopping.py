@@ -1,15 +1,19 @@
 """Stopping: from drawn tokens to text, and when a sample ends.
 
 The token that ends a sample by its id (an end token or one of `stop_ids`) is in neither its tokens
-nor its text. A stop string is cut from the text, but its tokens stay in the tokens. Text is held
-back only while it may be the beginning of a stop string or half a character.
+nor its text. A stop string is cut from the text, and so is what lies beyond the scope or what hygiene
+trims, but the tokens stay in the tokens. Text is held back only while it may still be cut, or while it
+is half a character.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from starcoder.request import FinishReason, SamplingParams
+from starcoder.engine import hygiene
+from starcoder.engine.scopes import Scope, WholeLines
+from starcoder.engine.stopstrings import StopStrings
+from starcoder.request import FinishReason, HygieneRule, SamplingParams
 
 
 class Decoder(Protocol):
@@ -17,6 +21,17 @@ class Decoder(Protocol):
 
     def push(self, token: int) -> str: ...
     def flush(self) -> str: ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Surroundings:
+    """What a completion stands in, for the rules that look at it. The text as the user has it."""
+
+    before: str = ""
+    after: str | None = None
+    inserted: str = ""  # the beginning of `after` that the model did not see
+    newline: Literal["\n", "\r\n"] = "\n"
+    rules: Sequence[HygieneRule] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,98 +53,90 @@ class Stopper:
         decoder: Decoder,
         *,
         end_ids: Collection[int] = (),
-        newline: Literal["\n", "\r\n"] = "\n",
+        around: Surroundings | None = None,
     ):
+        around = around or Surroundings()
         self._params, self._decoder = params, decoder
         self._end_ids = frozenset() if params.ignore_eos else frozenset(end_ids)
-        self._newlines = Newlines() if newline == "\r\n" else None
-        stops = params.stop if newline == "\n" else [stop.replace("\r\n", "\n") for stop in params.stop]
+        self._newlines = Newlines() if around.newline == "\r\n" else None
+        stops = params.stop if self._newlines is None else [_unix(stop) for stop in params.stop]
         self._originals = dict(zip(stops, params.stop, strict=True))
         self._stops = StopStrings(stops)
+        self._lines = WholeLines() if params.deadline_ms and params.deadline_at == "line" else None
+        self._filters = _filters(params, around, self._lines)
         self._num_kept = 0
+
+    @property
+    def trimmed(self) -> tuple[str, ...]:
+        """The hygiene rules that took text away, once the sample has ended."""
+        return tuple(stage.name for stage in self._filters if stage.is_trimmed)
 
     def push(self, token: int) -> Outcome:
         if token in self._params.stop_ids:
-            return Outcome(self.flush(), False, "stop", token)
+            return Outcome(self.end("stop"), False, "stop", token)
         if token in self._end_ids:
-            return Outcome(self.flush(), False, "eos")
+            return Outcome(self.end("eos"), False, "eos")
         self._num_kept += 1
-        text, stop = self._release(self._decoder.push(token))
+        text = self._decoder.push(token)
+        is_last = self._num_kept == self._params.max_tokens
+        if is_last:  # half a character turns into U+FFFD, which may itself complete a stop string
+            text += self._decoder.flush()
+        text, stop = self._stops.push(self._unify(text))
+        text, has_ended = self._filter(text)
+        if has_ended:
+            return Outcome(self._restore(text), True, "stop")
         if stop is not None:
-            return Outcome(text, True, "stop", stop)
-        if self._num_kept == self._params.max_tokens:
-            return self._end_of_length(text)
-        return Outcome(text)
+            return Outcome(self._restore(text + self._drain("")), True, "stop", self._originals[stop])
+        if is_last:
+            return Outcome(self._restore(text + self._drain(self._flush_stops())), True, "length")
+        return Outcome(self._restore(text))
 
-    def flush(self) -> str:
-        """Text still held back, for a sample that ends without a stop string."""
-        text, stop = self._release(self._decoder.flush())
-        return text if stop is not None else text + self._finish()
+    def end(self, reason: FinishReason) -> str:
+        """Text still held back, for a sample that ends for another reason than its text."""
+        if self._lines is not None:
+            self._lines.is_late = reason == "deadline"
+        text, stop = self._stops.push(self._unify(self._decoder.flush()))
+        return self._restore(self._drain(text if stop is not None else text + self._flush_stops()))
 
-    def _end_of_length(self, text: str) -> Outcome:
-        # Half a character turns into a replacement character, which may itself complete a stop string.
-        more, stop = self._release(self._decoder.flush())
-        if stop is not None:
-            return Outcome(text + more, True, "stop", stop)
-        return Outcome(text + more + self._finish(), True, "length")
+    def _filter(self, text: str) -> tuple[str, bool]:
+        """The text that comes out of all stages, and whether one of them has ended the sample."""
+        for at, stage in enumerate(self._filters):
+            text, has_ended = stage.push(text)
+            if has_ended:
+                return self._drain(text, at + 1), True
+        return text, False
 
-    def _release(self, text: str) -> tuple[str, str | None]:
-        if self._newlines:
-            text = self._newlines.unify(text)
-        text, stop = self._stops.push(text)
-        return self._restore(text), self._originals[stop] if stop is not None else None
+    def _drain(self, text: str, start: int = 0) -> str:
+        """The last text that comes out when `text` is the last to go into the stages from `start` on."""
+        for stage in self._filters[start:]:
+            text, has_ended = stage.push(text)
+            text = text if has_ended else text + stage.flush()
+        return text
 
-    def _finish(self) -> str:
-        held = self._newlines.flush() if self._newlines else ""
-        return self._restore(self._stops.flush() + held)
+    def _flush_stops(self) -> str:
+        return self._stops.flush() + (self._newlines.flush() if self._newlines else "")
+
+    def _unify(self, text: str) -> str:
+        return self._newlines.unify(text) if self._newlines else text
 
     def _restore(self, text: str) -> str:
         return text.replace("\n", "\r\n") if self._newlines else text
 
 
-class StopStrings:
-    """Finds the stop string that is completed first, however the text is cut into pieces.
+def _filters(params: SamplingParams, around: Surroundings, lines: WholeLines | None) -> list[hygiene.Filter]:
+    before, after = around.before, around.after
+    if around.newline == "\r\n":
+        before, after = _unix(before), None if after is None else _unix(after)
+    stages: list[hygiene.Filter] = []
+    if params.stop_at or params.min_indent is not None or params.max_lines is not None:
+        stages.append(Scope(params, before))
+    if lines is not None:
+        stages.append(lines)
+    return stages + hygiene.filters(around.rules, before, after, inserted=_unix(around.inserted))
 
-    Of two completed by the same character the longer wins. Work is proportional to the new text:
-    one state per stop string. Source: Knuth, Morris and Pratt 1977, "Fast pattern matching in strings".
-    """
 
-    def __init__(self, stops: Collection[str]):
-        self._stops = sorted(set(stops), key=len, reverse=True)
-        self._borders = [_borders(stop) for stop in self._stops]
-        self._states = [0] * len(self._stops)  # characters of each stop string that the text ends with
-        self._held = ""
-
-    def push(self, text: str) -> tuple[str, str | None]:
-        """Text that no stop string can cut any more, and the stop string if one is complete."""
-        if not self._stops:
-            return text, None
-        held = self._held + text
-        for at in range(len(self._held), len(held)):
-            stop = self._step(held[at])
-            if stop is not None:
-                self._held = ""
-                return held[: at + 1 - len(stop)], stop
-        cut = len(held) - max(self._states)
-        self._held = held[cut:]
-        return held[:cut], None
-
-    def flush(self) -> str:
-        """Text held back for a stop string that did not come."""
-        held, self._held = self._held, ""
-        return held
-
-    def _step(self, char: str) -> str | None:
-        found = None
-        for i, (stop, borders) in enumerate(zip(self._stops, self._borders, strict=True)):
-            state = self._states[i]
-            while state and stop[state] != char:
-                state = borders[state - 1]
-            state += stop[state] == char
-            self._states[i] = state
-            if state == len(stop) and found is None:
-                found = stop
-        return found
+def _unix(text: str) -> str:
+    return text.replace("\r\n", "\n")
 
 
 class Newlines:
@@ -146,14 +153,3 @@ class Newlines:
     def flush(self) -> str:
         held, self._held = self._held, ""
         return held
-
-
-def _borders(pattern: str) -> list[int]:
-    """For each beginning of `pattern`, the length of its longest proper beginning that also ends it."""
-    borders, length = [0] * len(pattern), 0
-    for i in range(1, len(pattern)):
-        while length and pattern[length] != pattern[i]:
-            length = borders[length - 1]
-        length += pattern[length] == pattern[i]
-        borders[i] = length
-    return borders

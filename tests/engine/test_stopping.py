@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from starcoder.engine.stopping import Newlines, Stopper, StopStrings
+from starcoder.engine.stopping import Newlines, Stopper, Surroundings
+from starcoder.engine.stopstrings import StopStrings
 from starcoder.request import SamplingParams
 
 texts = st.text("ab\n", max_size=30)
@@ -76,16 +77,16 @@ class Bytes:
 
 def run(text, **options):
     """What a stopper makes of a text that comes byte by byte: text, finish reason, stop, tokens kept."""
-    end_ids, newline = options.pop("end_ids", ()), options.pop("newline", "\n")
+    end_ids, around = options.pop("end_ids", ()), Surroundings(newline=options.pop("newline", "\n"))
     params = SamplingParams(**{"max_tokens": 1000} | options)
-    stopper = Stopper(params, Bytes(), end_ids=end_ids, newline=newline)
+    stopper = Stopper(params, Bytes(), end_ids=end_ids, around=around)
     released, kept = "", 0
     for token in text.encode():
         outcome = stopper.push(token)
         released, kept = released + outcome.text, kept + outcome.is_kept
         if outcome.finish_reason:
             return released, outcome.finish_reason, outcome.stop, kept
-    return released + stopper.flush(), None, None, kept
+    return released + stopper.end("eos"), None, None, kept
 
 
 def test_a_stop_string_is_cut_and_its_tokens_stay():
