@@ -23,6 +23,22 @@ def cold_start(report: dict[str, Any]) -> Sequence[Row]:
     return [(what, f"{report['completion_s']:.1f} s", bare)]
 
 
+def decode(report: dict[str, Any]) -> Sequence[Row]:
+    rows: list[Row] = []
+    for row in report["rows"]:
+        medians, what = row["medians"], f"{row['shape'].upper()} parameters, {row['scheme']}"
+        for kind, label in (("decode", "decoding one stream"), ("prefill", "a prompt of 512 tokens")):
+            here = f"{medians[kind]:.1f} tokens/s"
+            if kind == "decode":
+                here += f", {medians['share']:.0%} of memory bandwidth"
+            peer = "not measured"
+            if f"their_{kind}" in medians:
+                ratio = f"(we: {medians[f'{kind}_ratio']:.2f} x)"
+                peer = f"llama.cpp {row['peer']}: {medians[f'their_{kind}']:.1f} tokens/s {ratio}"
+            rows.append((f"{label}, {what}", here, peer))
+    return rows
+
+
 def engine(report: dict[str, Any]) -> Sequence[Row]:
     medians = report["medians"]
     theirs = f"transformers `generate`: {medians['transformers_tokens_per_s']:.1f} tokens/s"
@@ -54,6 +70,7 @@ def load_memory(report: dict[str, Any]) -> Sequence[Row]:
 
 ROWS: dict[str, Callable[[dict[str, Any]], Sequence[Row]]] = {
     "cold_start": cold_start,
+    "decode": decode,
     "engine": engine,
     "load_memory": load_memory,
 }
