@@ -84,9 +84,16 @@ class Server:
         """
         host, port = self.settings.host, self.settings.port
         try:
-            family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-            self._socket = socket.create_server((host, port), family=family, backlog=1024)
+            family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+            # With the protocol named asyncio turns Nagle's algorithm off, which costs 40 ms an answer.
+            listener = socket.socket(family, kind, socket.IPPROTO_TCP)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self._socket = listener
+            listener.bind(address)
+            listener.listen(1024)
         except OSError as error:
+            if self._socket is not None:
+                self._socket.close()
             raise ConfigError(
                 f"cannot listen on {host!r}, port {port}: {error.strerror}",
                 "choose another --port (0 takes one that is free) or --host",

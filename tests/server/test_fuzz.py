@@ -5,16 +5,16 @@ import random
 
 import pytest
 
+from tests.server import test_editors
 from tests.server.test_dialects import NULLED
-from tests.server.test_editors import TestLlamaVim, TestTabby
 
 SEEDS = [
     *NULLED.items(),
     ("/", {"inputs": "a", "stream": False, "parameters": {"max_new_tokens": 2}}),
     ("/generate_stream", {"inputs": "a", "parameters": {"max_new_tokens": 2, "details": True}}),
     ("/invocations", {"messages": [{"role": "user", "content": "x"}], "max_tokens": 2}),
-    ("/infill", TestLlamaVim.body | {"n_predict": 2}),
-    ("/v1/completions", {"segments": TestTabby.segments, "mode": "standard"}),
+    ("/infill", test_editors.TestLlamaVim.body | {"n_predict": 2}),
+    ("/v1/completions", {"segments": test_editors.TestTabby.segments, "mode": "standard"}),
     (
         "/v1/completions",
         {
