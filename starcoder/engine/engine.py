@@ -18,11 +18,12 @@ from starcoder.engine.native import NativeRunner
 from starcoder.engine.runner import Runner
 from starcoder.engine.sampling import Draw, sample
 from starcoder.engine.scheduler import Scheduler, Segment
+from starcoder.engine.session import Answer, Plan, Sessions
 from starcoder.engine.stopping import Stopper, Surroundings
 from starcoder.errors import ConfigError, RequestError
 from starcoder.model import Transformer
 from starcoder.prompts import build
-from starcoder.request import Chunk, CompletionRequest, FinishReason
+from starcoder.request import Chunk, CompletionRequest, FinishReason, Usage
 
 if TYPE_CHECKING:
     from starcoder.tokenizer import Tokenizer
@@ -37,9 +38,10 @@ class EngineSettings:
     max_step_tokens: int = 512  # of one forward pass: longer prompts are prefilled in chunks
     max_sequences: int = 64  # that run at the same time
     max_queue: int = 1024  # that wait; more are a CapacityError
+    max_sessions: int = 256  # whose last request is remembered
 
     def __post_init__(self) -> None:
-        for name in ("block_size", "max_step_tokens", "max_sequences", "max_queue"):
+        for name in ("block_size", "max_step_tokens", "max_sequences", "max_queue", "max_sessions"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected at least 1")
         if self.max_sequences > self.max_step_tokens:
@@ -101,6 +103,8 @@ class Engine:
         self._max_tokens = min(config.max_positions, num_blocks * size)
         self._live: dict[str, LiveRequest] = {}
         self._samples: dict[scheduler.Sequence, Sample] = {}
+        self._sessions = Sessions(settings.max_sessions)
+        self._repeated: list[Chunk] = []  # whole answers that need no model, for the next `_advance`
         self._outbox: list[Chunk] = []  # for the next `step`
         self._mail: dict[str, deque[Chunk]] = {}  # for requests that `generate` added
         self._num_added = self._num_steps = self._num_computed = self._num_generated = 0
@@ -108,7 +112,7 @@ class Engine:
     @property
     def is_idle(self) -> bool:
         """Whether `step` has nothing to do and nothing to return."""
-        return not self._live and not self._outbox
+        return not self._live and not self._outbox and not self._repeated
 
     @property
     def context_length(self) -> int:
@@ -134,6 +138,9 @@ class Engine:
     def add(self, request: CompletionRequest) -> str:
         """Queue a request and return its id; an older request of the same session is aborted.
 
+        While the user types what the session's last completion says, the rest of it is the answer, with its
+        finish reason, and all prompt tokens count as cached.
+
         Raises:
             RequestError: it can never be served: an empty prompt, or too many tokens.
             CapacityError: the queue is full now.
@@ -144,7 +151,11 @@ class Engine:
                 f"max_tokens {params.max_tokens} leaves no prompt room in a context of {self._max_tokens}",
                 f"ask for fewer than {self._max_tokens} tokens, prompt included",
             )
-        prompt = build(request, self._tokenizer, budget=self._max_tokens - params.max_tokens)
+        plan = self._sessions.plan(request)
+        answer = self._sessions.typed_through(plan)
+        if answer is not None:
+            return self._repeat(answer, plan)
+        prompt = build(plan.request, self._tokenizer, budget=self._max_tokens - params.max_tokens)
         if not all(0 <= token < self._vocab_size for token in prompt.tokens):
             raise RequestError(
                 f"the prompt has a token outside the vocabulary of {self._vocab_size}",
@@ -153,7 +164,7 @@ class Engine:
         self._num_added += 1
         seed = randbits(63) if params.seed is None else params.seed
         live = LiveRequest(
-            str(self._num_added), request, prompt, self._clock(), seed, num_unborn=params.n - 1
+            str(self._num_added), request, plan, prompt, self._clock(), seed, num_unborn=params.n - 1
         )
         sequence = scheduler.Sequence(
             list(prompt.tokens),
@@ -165,9 +176,32 @@ class Engine:
         self._scheduler.add(sequence)
         if request.session is not None:
             self._abort_session(request.session)
+        self._sessions.asked(plan)
         self._live[live.id] = live
         self._join(live, sequence, 0)
         return live.id
+
+    def _repeat(self, answer: Answer, plan: Plan) -> str:
+        """Answer without the model: the user has typed what the session's last completion said."""
+        assert plan.request.session is not None, "only sessions have answers"
+        self._abort_session(plan.request.session)
+        self._sessions.asked(plan)
+        self._num_added += 1
+        typed = plan.request.prefix[len(answer.plan.request.prefix) :]
+        num_tokens = answer.prompt_tokens + len(self._tokenizer.encode(typed))
+        chunk = Chunk(
+            request_id=str(self._num_added),
+            text=answer.text,
+            tokens=tuple(self._tokenizer.encode(answer.text)),
+            finish_reason=answer.finish_reason,
+            stop=answer.stop,
+            usage=Usage(
+                prompt_tokens=num_tokens, cached_tokens=num_tokens, queue_ms=0, prefill_ms=0, decode_ms=0
+            ),
+            trimmed=answer.trimmed,
+        )
+        self._repeated.append(chunk)
+        return chunk.request_id
 
     def abort(self, request_id: str) -> None:
         """End a request now; its blocks are free at once, and its last chunks come with the next `step`.
@@ -220,6 +254,9 @@ class Engine:
 
     def _advance(self) -> None:
         """One step: schedule, run, sample, hand out."""
+        for chunk in self._repeated:
+            self._mail.get(chunk.request_id, self._outbox).append(chunk)
+        self._repeated.clear()
         self._end_overdue()
         segments = self._scheduler.schedule()
         if not segments:
@@ -263,6 +300,7 @@ class Engine:
         around = Surroundings(
             before=request.prefix,
             after=request.suffix,
+            inserted=live.plan.inserted,
             newline=prompt.newline,
             rules=request.hygiene or (),
         )
@@ -282,8 +320,11 @@ class Engine:
     def _send(self, chunk: Chunk, one: Sample) -> None:
         """Hand a chunk to whoever waits for it; after a last one the sample is gone."""
         self._mail.get(chunk.request_id, self._outbox).append(chunk)
+        one.text += chunk.text
         if chunk.finish_reason is None:
             return
+        if chunk.finish_reason != "abort":
+            self._sessions.answered(one.answer(chunk))
         self._scheduler.remove(one.sequence)
         del self._samples[one.sequence]
         one.request.samples.remove(one)

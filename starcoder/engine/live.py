@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from starcoder.engine.sampling import Draw, Drawn
 from starcoder.engine.scheduler import Sequence
+from starcoder.engine.session import Answer, Plan
 from starcoder.engine.stopping import Stopper
 from starcoder.prompts import Prompt
 from starcoder.request import Chunk, CompletionRequest, FinishReason, TokenLogprob, Usage
@@ -19,6 +20,7 @@ class Sample:
     stopper: Stopper
     draw: Draw
     first_token_at: float | None = None
+    text: str = ""  # handed out so far
 
     def take(self, drawn: Drawn, now: float, token_text: Callable[[int], str]) -> Chunk:
         """The chunk that a drawn token brings; the token joins the sequence unless the sample ends."""
@@ -53,6 +55,18 @@ class Sample:
             trimmed=self.stopper.trimmed,
         )
 
+    def answer(self, last: Chunk) -> Answer:
+        """The whole sample, after its last chunk."""
+        assert last.finish_reason is not None, "only a whole sample is an answer"
+        return Answer(
+            plan=self.request.plan,
+            text=self.text,
+            finish_reason=last.finish_reason,
+            prompt_tokens=len(self.request.prompt.tokens),
+            stop=last.stop,
+            trimmed=last.trimmed,
+        )
+
     def _usage(self, now: float) -> Usage:
         live = self.request
         started = now if live.started_at is None else live.started_at
@@ -72,6 +86,7 @@ class LiveRequest:
 
     id: str
     request: CompletionRequest
+    plan: Plan
     prompt: Prompt
     added_at: float
     seed: int

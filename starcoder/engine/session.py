@@ -1,0 +1,151 @@
+"""Sessions: what the engine remembers of an editor's last request, so that typing only appends to the prompt.
+
+Three things break that, and are mended here: an editor that closes a bracket by itself and so changes the
+beginning of the suffix, a client that sends a window which moves along, and a layout that puts the suffix
+behind what is typed. Also answers from the last completion while the user types what it says.
+"""
+
+from collections import OrderedDict
+from dataclasses import dataclass, replace
+
+from starcoder.engine.hygiene import AutoClosed
+from starcoder.request import CompletionRequest, FinishReason, Layout
+
+# What editors insert by themselves behind the cursor, and how much of it at most: "\n    }" and the like.
+_CLOSING, _BLANK = frozenset(")]}>\"'`"), frozenset(" \t\r\n;,")
+_MAX_INSERTED = 24
+
+# So many equal characters show that two windows are of the same text.
+_SURE = 256
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """A request as the model is to see it."""
+
+    request: CompletionRequest
+    inserted: str = ""  # the beginning of the real suffix, which the model does not see
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """A whole completion, and what it answered."""
+
+    plan: Plan
+    text: str
+    finish_reason: FinishReason
+    prompt_tokens: int
+    stop: str | int | None = None
+    trimmed: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class _Session:
+    plan: Plan
+    answer: Answer | None = None
+
+
+class Sessions:
+    """The last plan and answer of each session; the least recently used session is forgotten first."""
+
+    def __init__(self, max_sessions: int):
+        self._max_sessions = max_sessions
+        self._sessions: OrderedDict[str, _Session] = OrderedDict()
+
+    def plan(self, request: CompletionRequest) -> Plan:
+        """How to ask the model so that its prompt begins as the session's last one; remembers nothing.
+
+        Prompts of a session with text after the cursor are SPM unless the request names a layout.
+        """
+        if request.session is None or request.tokens is not None:
+            return Plan(request=request)
+        session, inserted = self._sessions.get(request.session), None
+        prefix, suffix = request.prefix, request.suffix
+        last = session.plan.request if session is not None else None
+        if last is not None and (last.path, last.repo) == (request.path, request.repo):
+            prefix = _same_start(last.prefix, prefix)
+            if last.suffix is not None and suffix is not None:
+                inserted = _inserted(last.suffix, suffix)
+                suffix = suffix if inserted is None else last.suffix
+        is_infill = request.layout == "auto" and suffix is not None and suffix.strip()
+        layout: Layout = "spm" if is_infill else request.layout
+        request = replace(request, prefix=prefix, suffix=suffix, layout=layout)
+        return Plan(request=request, inserted=inserted or "")
+
+    def asked(self, plan: Plan) -> None:
+        """Remember what the model was asked."""
+        name = plan.request.session
+        if name is None:
+            return
+        session = self._sessions.setdefault(name, _Session(plan))
+        session.plan = plan
+        self._sessions.move_to_end(name)
+        if len(self._sessions) > self._max_sessions:
+            self._sessions.popitem(last=False)
+
+    def answered(self, answer: Answer) -> None:
+        """Remember what a request was answered."""
+        session = self._sessions.get(answer.plan.request.session or "")
+        if session is not None:
+            session.answer = answer
+
+    def typed_through(self, plan: Plan) -> Answer | None:
+        """What is left of the last answer, if the user has typed its beginning and changed nothing else.
+
+        A text drawn at random is not repeated for a request that is the same: that asks for another one.
+        """
+        request = plan.request
+        session = self._sessions.get(request.session or "")
+        last = session.answer if session is not None else None
+        if last is None or not _can_repeat(request) or not _same_but_for_typing(last.plan, plan):
+            return None
+        typed = request.prefix[len(last.plan.request.prefix) :]
+        if not last.text.startswith(typed) or not (typed or request.sampling.temperature == 0):
+            return None
+        text, trimmed = last.text[len(typed) :], last.trimmed
+        if plan.inserted != last.plan.inserted:
+            closed = AutoClosed(plan.inserted)
+            text, _ = closed.push(text)
+            text += "" if closed.is_trimmed else closed.flush()
+            trimmed = (*trimmed, closed.name) if closed.is_trimmed else trimmed
+        return replace(last, text=text, trimmed=trimmed) if text.strip() else None
+
+
+def _can_repeat(request: CompletionRequest) -> bool:
+    return request.sampling.n == 1 and request.sampling.logprobs is None and request.tokens is None
+
+
+def _same_but_for_typing(old: Plan, new: Plan) -> bool:
+    if not new.request.prefix.startswith(old.request.prefix):
+        return False
+    if old.inserted and old.inserted != new.inserted:
+        return False
+    return replace(new.request, prefix="") == replace(old.request, prefix="")
+
+
+def _same_start(old: str, new: str) -> str:
+    """`new`, with what `old` has before it if the window has moved on by less than half its length."""
+    head = new[:_SURE]
+    if len(head) < _SURE or old.startswith(head):
+        return new
+    at = old.find(head)
+    is_sure = at >= 0 and old.find(head, at + 1) < 0
+    return old[:at] + new if is_sure and 2 * at <= len(new) else new
+
+
+def _inserted(old: str, new: str) -> str | None:
+    """The closing brackets or quotes inserted at the head of `old` to make `new`; None: another change."""
+    for length in range(min(_MAX_INSERTED, len(new)) + 1):
+        inserted = new[:length]
+        if inserted and inserted[-1] not in _CLOSING | _BLANK:
+            return None
+        is_closing = not inserted or not _CLOSING.isdisjoint(inserted)
+        if is_closing and _same_window(old, new[length:]):
+            return inserted
+    return None
+
+
+def _same_window(old: str, new: str) -> bool:
+    if min(len(old), len(new)) < _SURE:
+        return old == new
+    return old.startswith(new) or new.startswith(old)
