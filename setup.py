@@ -40,7 +40,14 @@ class BuildNative(build_ext):
         self.compiler.link_shared_object(objects, target, extra_postargs=["-pthread"], target_lang="c++")
 
 
-files = ["pool", "step", "rounding", "dispatch", "variant_portable", *(f"variant_{name}" for name in variants())]
+files = [
+    "pool",
+    "step",
+    "rounding",
+    "dispatch",
+    "variant_portable",
+    *(f"variant_{name}" for name in variants()),
+]
 native = Extension(
     "starcoder.kernels._native",
     [f"{FOLDER}/{name}.cpp" for name in files],
