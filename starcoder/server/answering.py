@@ -6,11 +6,11 @@ A client that goes away ends its job at once; one that reads nothing for too lon
 import asyncio
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -112,7 +112,9 @@ def _headers(samples: Sequence[Sequence[Completion]]) -> dict[str, str]:
     num_tokens = sum(len(one.tokens) for group in samples for one in group)
     queue_ms, prefill_ms = max(u.queue_ms for u in first), max(u.prefill_ms for u in first)
     decode_ms = max(one.usage.decode_ms for group in samples for one in group)
+    trimmed = sorted({rule for group in samples for one in group for rule in one.trimmed})
     return {
+        **({"x-starcoder-trimmed": ", ".join(trimmed)} if trimmed else {}),
         "x-prompt-tokens": str(sum(u.prompt_tokens for u in first)),
         "x-cached-tokens": str(sum(u.cached_tokens for u in first)),
         "x-generated-tokens": str(num_tokens),
@@ -134,36 +136,28 @@ class Stream(Response):
         self._exchange, self._job, self._worker, self._write_s = exchange, job, worker, write_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def write(text: str, *, is_last: bool = False) -> None:
-            body = {
-                "type": "http.response.body",
-                "body": text.encode("utf-8", "replace"),
-                "more_body": not is_last,
-            }
-            await asyncio.wait_for(send(body), self._write_s)
-
         try:
             with _following(receive, self._job, self._worker):
                 start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
                 await asyncio.wait_for(send(start), self._write_s)
-                await self._write_events(write)
+                await self._write_events(send)
         except TimeoutError:
             log.warning("a client read nothing for %.0f s; its request is ended", self._write_s)
         except OSError:
             pass  # the client has gone; the job is cancelled
 
-    async def _write_events(self, write: Callable[..., object]) -> None:
+    async def _write_events(self, send: Send) -> None:
         exchange = self._exchange
         try:
             while taken := await self._job.take():
-                text = "".join(
-                    event for position, chunk in taken for event in exchange.events(position, chunk)
-                )
-                if text:
-                    await write(text)  # type: ignore[misc]
-            await write(exchange.end(), is_last=True)  # type: ignore[misc]
+                events = (event for position, chunk in taken for event in exchange.events(position, chunk))
+                await self._write(send, "".join(events))
+            await self._write(send, exchange.end(), is_last=True)
         except StarcoderError as error:
-            await write(exchange.failure(error), is_last=True)  # type: ignore[misc]
+            await self._write(send, exchange.failure(error), is_last=True)
 
-
-__all__ = ["ClientDisconnect", "Stream", "answer", "error_response", "json_response", "read_json"]
+    async def _write(self, send: Send, text: str, *, is_last: bool = False) -> None:
+        if text or is_last:
+            body = text.encode("utf-8", "replace")
+            message = {"type": "http.response.body", "body": body, "more_body": not is_last}
+            await asyncio.wait_for(send(message), self._write_s)

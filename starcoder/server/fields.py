@@ -4,12 +4,12 @@ pydantic stays in here and in the dialects; what leaves them is a `CompletionReq
 """
 
 from dataclasses import replace
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from starcoder.prompts import MARKER, split_marker
-from starcoder.request import CompletionRequest, ContextFile, Layout, SamplingParams
+from starcoder.request import CompletionRequest, ContextFile, HygieneRule, Layout, SamplingParams, StopAt
 from starcoder.server import rawprompt
 from starcoder.server.exchange import Facts, Refusal
 
@@ -25,6 +25,17 @@ def _listed(value: object) -> object:
 
 TokenId = Annotated[int, Field(ge=0, le=_MOST)]
 Stop = Annotated[tuple[str, ...], BeforeValidator(_listed)]
+
+
+def _switched(value: object) -> object:
+    """Hygiene as a switch, one rule or a list of rules."""
+    switches: dict[object, tuple[str, ...]] = {True: ("auto",), "on": ("auto",), False: (), "off": ()}
+    if isinstance(value, bool | str):
+        return switches.get(value, (value,))
+    return value
+
+
+Hygiene = Annotated[tuple[HygieneRule, ...], BeforeValidator(_switched)]
 
 
 class Body(BaseModel):
@@ -75,7 +86,12 @@ class Common(Body):
     seed: int | None = None
     stop: Stop = ()
     ignore_eos: bool = False
+    stop_at: StopAt | None = Field(default=None, description="end with this scope of the code")
+    min_indent: int | None = Field(default=None, description="end before a line that is indented less")
+    max_lines: int | None = None
     deadline_ms: float | None = Field(default=None, description="end after this time")
+    deadline_at: Literal["token", "line"] = Field(default="token", description="line: end at a whole line")
+    hygiene: Hygiene = Field(default=(), description="true, false, or the rules that may trim the text")
     layout: Layout = "auto"
     path: str | None = Field(default=None, description="of the file being completed")
     repo: str | None = None
@@ -101,7 +117,11 @@ class Common(Body):
             repetition_penalty=1.0 if self.repetition_penalty is None else self.repetition_penalty,
             frequency_penalty=self.frequency_penalty or 0.0,
             presence_penalty=self.presence_penalty or 0.0,
+            stop_at=self.stop_at,
+            min_indent=self.min_indent,
+            max_lines=self.max_lines,
             deadline_ms=self.deadline_ms,
+            deadline_at=self.deadline_at,
         )
 
     def infill(self, prefix: str, suffix: str | None, params: SamplingParams) -> CompletionRequest:
@@ -118,6 +138,7 @@ class Common(Body):
             sampling=params,
             session=self.session,
             priority=self.priority,
+            hygiene=self.hygiene or None,
         )
 
     def prompt_request(self, text: str, params: SamplingParams, facts: Facts) -> CompletionRequest:

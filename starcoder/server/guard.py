@@ -1,7 +1,7 @@
 """Stands before the routes: Host and Origin, API keys, rates, sizes. Plain ASGI: streams pass untouched."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -25,7 +25,7 @@ class Guard:
         app: ASGIApp,
         *,
         settings: ServerSettings,
-        refuse: Callable[[Scope, Receive, Send, StarcoderError], object],
+        refuse: Callable[[Scope, Receive, Send, StarcoderError], Awaitable[None]],
         clock: Callable[[], float] = time.monotonic,
     ):
         self._app, self._settings, self._refuse, self._clock = app, settings, refuse, clock
@@ -47,7 +47,7 @@ class Guard:
             self._check_key(scope, headers)
             receive = self._limited(headers, receive)
         except StarcoderError as error:
-            await self._refuse(scope, receive, send, error)  # type: ignore[misc]
+            await self._refuse(scope, receive, send, error)
             return
         await self._app(scope, receive, send)
 

@@ -1,7 +1,7 @@
 """llama.cpp's server: `/infill`, `/completion`, `/tokenize`, `/detokenize`, `/props`.
 
 What llama.vim and llama.vscode send and read. Accepted and without effect: `samplers`, `id_slot`,
-`cache_prompt` (the cache is always on), `n_indent`, `t_max_prompt_ms`, `t_max_predict_ms`, `min_p`, grammars.
+`cache_prompt` (the cache is always on), `t_max_prompt_ms`, `t_max_predict_ms`, `min_p`, grammars.
 """
 
 from collections.abc import Iterator, Sequence
@@ -48,6 +48,7 @@ class InfillBody(Common):
     repetition_penalty: float | None = Field(
         default=None, validation_alias=AliasChoices("repeat_penalty", "repetition_penalty")
     )
+    min_indent: int | None = Field(default=None, validation_alias=AliasChoices("n_indent", "min_indent"))
     n_probs: int = 0
     return_tokens: bool = False
     response_fields: tuple[str, ...] = ()

@@ -64,6 +64,7 @@ class Metrics:
         self._superseded = counter("superseded", "Samples that ended for a newer one of their session")
         self._prefilled = counter("prefilled_tokens", "Prompt tokens that were computed")
         self._cached = counter("cached_tokens", "Prompt tokens that came from the prefix cache")
+        self._trimmed = counter("trimmed", "Samples that a hygiene rule took text away from", "rule")
         self._events = counter("completions", "What editors did with completions", "event")
         self._duration = histogram(
             "request_duration_seconds", "From a request's start to its answer", _SECONDS
@@ -99,6 +100,8 @@ class Metrics:
         usage = chunk.usage
         if usage is None:
             return
+        for rule in chunk.trimmed:
+            self._trimmed.labels(rule).inc()
         if chunk.index == 0:
             self._prefilled.inc(usage.prompt_tokens - usage.cached_tokens)
             self._cached.inc(usage.cached_tokens)

@@ -201,3 +201,39 @@ def test_metrics_count_under_both_names(start):
     assert computed + float(numbers["starcoder_cached_tokens_total"]) == num_prompt
     assert float(numbers["starcoder_cached_tokens_total"]) == num_prompt / 2 - 1
     assert float(numbers["tgi_queue_size"]) == 0
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"stop_at": "line"},
+        {"stop_at": "block"},
+        {"max_lines": 2},
+        {"min_indent": 4},
+        {"hygiene": True},
+        {"hygiene": "off"},
+        {"hygiene": ["loop", "suffix"]},
+        {"deadline_ms": 60_000, "deadline_at": "line"},
+    ],
+)
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_scopes_and_hygiene_reach_the_engine(idle, oracle, fields, is_stream):
+    rules = {True: ("auto",), "off": None}
+    named = {name: value for name, value in fields.items() if name != "hygiene"}
+    wanted = fields.get("hygiene")
+    request = CompletionRequest(
+        prefix="def f():\n    ",
+        suffix="\n",
+        layout="psm",
+        sampling=SamplingParams(max_tokens=60, temperature=1.2, seed=3, **named),
+        hygiene=tuple(wanted) if isinstance(wanted, list) else rules.get(wanted),
+    )
+    sampling = {"max_tokens": 60, "temperature": 1.2, "seed": 3, "layout": "psm", "stream": is_stream}
+    body = {"prompt": request.prefix, "suffix": request.suffix} | sampling | fields
+    reply = idle.post("/v1/completions", body)
+    if is_stream:
+        events = [line[6:] for line in reply.text.split("\n") if line.startswith("data: {")]
+        text = "".join(json.loads(event)["choices"][0]["text"] for event in events)
+    else:
+        text = reply.json()["choices"][0]["text"]
+    assert text == oracle.text(request)
