@@ -21,6 +21,7 @@ TEXT_FILES = [
     "vocab.json",
     "merges.txt",
     "chat_template*",
+    "dialogue_template.json",  # StarChat's
 ]
 _SAFETENSORS = ["model*.safetensors", "model.safetensors.index.json"]
 _BIN = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]

@@ -17,7 +17,8 @@ from starlette.types import Receive, Scope, Send
 from starcoder.errors import CapacityError, StarcoderError
 from starcoder.request import Chunk, Completion, collect
 from starcoder.server.exchange import Errors, Exchange, Json, Overload, Refusal
-from starcoder.server.worker import Job, Worker
+from starcoder.server.job import Job
+from starcoder.server.worker import Worker
 
 log = logging.getLogger(__name__)
 
