@@ -296,14 +296,13 @@ class Brackets:
     def __init__(self, before: str, after: str):
         self.is_trimmed = False
         self._is_on_new_line = not _is_in_line(after)
-        self._stack, _ = _open_and_closed(before[-_BRACKETS_CHARACTERS:])
-        _, closed = _open_and_closed(after[:_BRACKETS_CHARACTERS])
-        self._after = [char for _, char in closed]
+        self._before, self._after = before[-_BRACKETS_CHARACTERS:], after[:_BRACKETS_CHARACTERS]
+        self._can_cut = not _CLOSERS.isdisjoint(self._after)
         self._text = ""
         self._num_held = 0
 
     def push(self, text: str) -> tuple[str, bool]:
-        if not self._after:
+        if not self._can_cut:
             return text, False
         self._text += text
         held = self._text[len(self._text) - len(text) - self._num_held :]
@@ -322,16 +321,20 @@ class Brackets:
 
     def _end(self, start: int) -> int:
         """Where to cut so that most brackets after the cursor close one before it; never before `start`."""
-        _, closed = _open_and_closed(self._text)
-        ends = [len(self._text), *(at for at, _ in reversed(closed) if at >= start)]
-        return max(ends, key=lambda end: (self._num_matching(end), end))
+        text = self._text
+        _, closed = _open_and_closed(text)
+        ends = [at for at, _ in reversed(closed) if at >= start]
+        if not ends:
+            return len(text)
+        stack, _ = _open_and_closed(self._before)
+        _, after = _open_and_closed(self._after)
 
-    def _num_matching(self, end: int) -> int:
-        stack, _ = _open_and_closed(self._text[:end], self._stack)
-        for num, char in enumerate(self._after):
-            if not stack or stack.pop() != char:
-                return num
-        return len(self._after)
+        def num_matching(end: int) -> int:
+            open_, _ = _open_and_closed(text[:end], stack)
+            pairs = zip(reversed(open_), after, strict=False)
+            return next((num for num, (a, (_, b)) in enumerate(pairs) if a != b), min(len(open_), len(after)))
+
+        return max([len(text), *ends], key=lambda end: (num_matching(end), end))
 
 
 def _open_and_closed(text: str, stack: Sequence[str] = ()) -> tuple[list[str], list[tuple[int, str]]]:
