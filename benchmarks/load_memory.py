@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 from starcoder import checkpoint
 from starcoder.config import ModelConfig
 from starcoder.model import Transformer
+from starcoder.quantize import quantize
 
 MAX_RATIO = 1.15
 
@@ -49,7 +50,7 @@ class Case:
     shape: str
     file_dtype: str
     dtype: str
-    format: str = "safetensors"
+    format: str = "safetensors"  # or "bin"; "int8" and "int4" are quantized folders
 
 
 CASES = [
@@ -60,6 +61,8 @@ CASES = [
     Case("164m-multi-head", "float32", "float32"),
     Case("164m-starcoder2", "float32", "float32"),
     Case("164m-starcoder2", "bfloat16", "float32"),
+    Case("164m", "float32", "float32", "int8"),
+    Case("164m", "float32", "float32", "int4"),
 ]
 
 # Runs in the child. Reading a weight makes its page resident, mapped or not.
@@ -76,10 +79,11 @@ baseline = resident_bytes("VmRSS:")
 start = time.perf_counter()
 model = checkpoint.load(sys.argv[1], dtype=getattr(torch, sys.argv[2]))
 load_s = time.perf_counter() - start
-for parameter in model.parameters():
-    for rows in parameter.detach().split(4096):
+tensors = [*model.parameters(), *model.buffers()]
+for tensor in tensors:
+    for rows in tensor.detach().split(4096):
         rows.max()
-weights = sum(parameter.nbytes for parameter in model.parameters())
+weights = sum(tensor.nbytes for tensor in tensors)
 print(json.dumps({"weights": weights, "peak": resident_bytes("VmHWM:") - baseline, "load_s": load_s}))
 """
 
@@ -90,6 +94,8 @@ def checkpoint_folder(cache: Path, case: Case) -> Path:
     if not (folder / "config.json").exists():
         model = Transformer(SHAPES[case.shape])
         model.initialize(torch.Generator().manual_seed(0))
+        if case.format in ("int8", "int4"):
+            quantize(model, "int8" if case.format == "int8" else "int4", method="nearest")
         checkpoint.save(model.to(getattr(torch, case.file_dtype)), folder)
     safetensors, bin_file = folder / "model.safetensors", folder / "pytorch_model.bin"
     if case.format == "bin" and not bin_file.exists():

@@ -1,18 +1,24 @@
 """The planner's bytes are the real ones, and what it suggests fits."""
 
+import itertools
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
-from starcoder import plan
+from starcoder import checkpoint, plan
 from starcoder.config import ModelConfig
 from starcoder.engine.cache import bytes_per_token
 from starcoder.engine.engine import EngineSettings
 from starcoder.model import Transformer
 from starcoder.plan import KNOWN
 from starcoder.quantize import QuantizedEmbedding, QuantizedLinear, expect, quantize
-from tests.tiny import VARIANTS, make_model
+from starcoder.tokenizer import Tokenizer
+from tests.tiny import VARIANTS, make_model, make_tokenizer
 
 GB = 10**9
 STARCODER = KNOWN["bigcode/starcoder"]
@@ -160,3 +166,43 @@ def test_a_containers_limit_is_the_machines_memory(monkeypatch):
         plan.Path, "read_text", lambda path, *rest: limits.get(str(path)) or real(path, *rest)
     )
     assert (whole > 10**8, plan.machine_bytes()) == (True, 10**6)
+
+
+RUN = """
+import sys, starcoder
+model = starcoder.load(sys.argv[1])
+model.complete("a b c d e f g " * 40, max_tokens=32, ignore_eos=True)
+print(next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM:")))
+"""
+
+
+def full_tokenizer(folder: Path) -> Tokenizer:
+    """A tokenizer of StarCoder's size, for its memory counts: pairs of bytes fill it up."""
+    make_tokenizer("starcoder", folder)
+    path = folder / "tokenizer.json"
+    document = json.loads(path.read_text())
+    vocab, merges = document["model"]["vocab"], document["model"]["merges"]
+    letters = [text for text in vocab if len(text) == 1]
+    for left, right in itertools.product(letters, letters):
+        if left + right not in vocab and len(vocab) < 49152:
+            vocab[left + right] = len(vocab)
+            merges.append([left, right])
+    path.write_text(json.dumps(document))
+    return Tokenizer.load(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/self/status")
+@pytest.mark.parametrize("weights", ["float32", "int8", "int4"])
+def test_a_run_of_164m_parameters_peaks_within_a_tenth_of_its_plan(weights, tmp_path):
+    config = KNOWN["bigcode/tiny_starcoder_py"]
+    model = Transformer(config)
+    model.initialize(torch.Generator().manual_seed(0))
+    if weights != "float32":
+        quantize(model, weights, method="nearest")
+    checkpoint.save(model, tmp_path)
+    tokens = len(full_tokenizer(tmp_path).encode("a b c d e f g " * 40)) + 32
+
+    peak = int(subprocess.check_output([sys.executable, "-c", RUN, str(tmp_path)], text=True))
+
+    assert plan.plan(config, weights, context=tokens).total_bytes == pytest.approx(peak, rel=0.1)
