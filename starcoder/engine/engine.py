@@ -16,9 +16,10 @@ from starcoder.engine.cache import Cache, bytes_per_token, default_cache_bytes
 from starcoder.engine.live import LiveRequest, Sample
 from starcoder.engine.native import NativeRunner
 from starcoder.engine.runner import Runner
-from starcoder.engine.sampling import Draw, sample
+from starcoder.engine.sampling import Draw, Drawn, sample
 from starcoder.engine.scheduler import Scheduler, Segment
 from starcoder.engine.session import Answer, Plan, Sessions
+from starcoder.engine.speculate import Drafts
 from starcoder.engine.stopping import Stopper, Surroundings
 from starcoder.errors import ConfigError, RequestError
 from starcoder.model import Transformer
@@ -39,11 +40,14 @@ class EngineSettings:
     max_sequences: int = 64  # that run at the same time
     max_queue: int = 1024  # that wait; more are a CapacityError
     max_sessions: int = 256  # whose last request is remembered
+    speculate: int = 0  # most tokens of a draft, for greedy requests; 0 is off
 
     def __post_init__(self) -> None:
         for name in ("block_size", "max_step_tokens", "max_sequences", "max_queue", "max_sessions"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected at least 1")
+        if self.speculate < 0:
+            raise ConfigError(f"speculate is {self.speculate}; expected 0 (off) or more")
         if self.max_sequences > self.max_step_tokens:
             raise ConfigError(
                 f"max_sequences {self.max_sequences} is above max_step_tokens {self.max_step_tokens}",
@@ -63,6 +67,8 @@ class EngineStats:
     num_preemptions: int
     computed_tokens: int  # that went through the network, prompts and completions
     generated_tokens: int
+    drafted_tokens: int
+    accepted_tokens: int  # of those drafted
 
 
 class Engine:
@@ -107,7 +113,9 @@ class Engine:
         self._repeated: list[Chunk] = []  # whole answers that need no model, for the next `_advance`
         self._outbox: list[Chunk] = []  # for the next `step`
         self._mail: dict[str, deque[Chunk]] = {}  # for requests that `generate` added
+        self._speculate = settings.speculate
         self._num_added = self._num_steps = self._num_computed = self._num_generated = 0
+        self._num_drafted = self._num_accepted = 0
 
     @property
     def is_idle(self) -> bool:
@@ -133,6 +141,8 @@ class Engine:
             num_preemptions=self._scheduler.num_preemptions,
             computed_tokens=self._num_computed,
             generated_tokens=self._num_generated,
+            drafted_tokens=self._num_drafted,
+            accepted_tokens=self._num_accepted,
         )
 
     def add(self, request: CompletionRequest) -> str:
@@ -258,6 +268,7 @@ class Engine:
             self._mail.get(chunk.request_id, self._outbox).append(chunk)
         self._repeated.clear()
         self._end_overdue()
+        self._draft()
         segments = self._scheduler.schedule()
         if not segments:
             return
@@ -265,34 +276,65 @@ class Engine:
         copies, self._pool.copies = self._pool.copies, []
         logits_BV = self._runner.run(segments, copies)
         self._scheduler.advance(segments)
-        rows, samples = self._sampling(segments)
-        if samples:
+        turns = self._turns(segments)
+        if turns:
+            rows = [row for turn in turns for row in turn.rows]
             drawn = sample(
                 logits_BV if len(rows) == logits_BV.size(0) else logits_BV[rows],
-                [it.draw for it in samples],
-                [it.sequence.tokens for it in samples],
+                [turn.sample.draw for turn in turns for _ in turn.rows],
+                [turn.sample.sequence.tokens for turn in turns for _ in turn.rows],
             )
-            now = self._clock()
-            for one, token in zip(samples, drawn, strict=True):
-                self._send(one.take(token, now, self._tokenizer.token_text), one)
+            now, at = self._clock(), iter(drawn)
+            for turn in turns:
+                self._hand_out(turn, [next(at) for _ in turn.rows], now)
         self._num_steps += 1
         self._num_computed += sum(segment.end - segment.start for segment in segments)
-        self._num_generated += len(samples)
 
-    def _sampling(self, segments: Sequence[Segment]) -> tuple[list[int], list[Sample]]:
-        """Who samples, and from which row of logits: the samples of one prompt share its row at first."""
-        rows: list[int] = []
-        samples: list[Sample] = []
-        for row, segment in enumerate(segment for segment in segments if segment.is_last):
+    def _draft(self) -> None:
+        """Let every sample that is decoding greedily guess how it goes on."""
+        for one in self._samples.values() if self._speculate else ():
+            sequence = one.sequence
+            if one.drafts is not None and sequence.num_computed == len(sequence.tokens) - 1:
+                room = sequence.num_prompt + sequence.max_tokens - len(sequence.tokens) - 1
+                sequence.draft = tuple(one.drafts.propose(sequence.tokens, room))
+
+    def _turns(self, segments: Sequence[Segment]) -> list["_Turn"]:
+        """Who samples, and from which rows of logits: the samples of one prompt share its row at first."""
+        turns: list[_Turn] = []
+        at = 0
+        for segment in segments:
+            if not segment.is_last:
+                continue
+            rows = range(at, at + segment.num_rows)
+            at = rows.stop
             first = self._samples[segment.sequence]
-            samples.append(first)
+            turns.append(_Turn(first, rows, segment.draft))
             for index in range(1, first.request.num_unborn + 1):
                 rank = (*segment.sequence.rank[:2], index)
                 twin = self._scheduler.fork(segment.sequence, rank)
-                samples.append(self._join(first.request, twin, index))
+                turns.append(_Turn(self._join(first.request, twin, index), rows, ()))
             first.request.num_unborn = 0
-            rows += [row] * (len(samples) - len(rows))
-        return rows, samples
+        return turns
+
+    def _hand_out(self, turn: "_Turn", drawn: Sequence[Drawn], now: float) -> None:
+        """Send what was drawn, as far as the draft it was drawn after is right."""
+        one, sequence = turn.sample, turn.sample.sequence
+        num_accepted = 0
+        for guess, token in zip((*turn.draft, None), drawn, strict=True):
+            chunk = one.take(token, now, self._tokenizer.token_text)
+            self._send(chunk, one)
+            self._num_generated += 1
+            if chunk.finish_reason is not None or token.token != guess:
+                break
+            sequence.num_computed += 1
+            num_accepted += 1
+        sequence.draft = ()
+        self._num_drafted += len(turn.draft)
+        self._num_accepted += num_accepted
+        if one.drafts is not None:
+            one.drafts.learn(
+                [token.token for token in drawn[: num_accepted + 1]], num_checked=len(turn.draft)
+            )
 
     def _join(self, live: LiveRequest, sequence: scheduler.Sequence, index: int) -> Sample:
         request, prompt = live.request, live.prompt
@@ -305,7 +347,9 @@ class Engine:
             rules=request.hygiene or (),
         )
         stopper = Stopper(params, self._tokenizer.stream(), end_ids=prompt.end_ids, around=around)
-        joined = Sample(live, sequence, stopper, Draw(params, live.seed, index))
+        draw = Draw(params, live.seed, index)
+        drafts = Drafts(self._speculate) if self._speculate and draw.is_greedy else None
+        joined = Sample(live, sequence, stopper, draw, drafts)
         live.samples.append(joined)
         self._samples[sequence] = joined
         return joined
@@ -350,3 +394,12 @@ class Engine:
     def _abort_session(self, session: str) -> None:
         for live in [live for live in self._live.values() if live.request.session == session]:
             self._end(live, "abort")
+
+
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """A sample that draws in this step, from these rows: after its last token and each of its draft's."""
+
+    sample: Sample
+    rows: range
+    draft: tuple[int, ...]

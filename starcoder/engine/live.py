@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from starcoder.engine.sampling import Draw, Drawn
 from starcoder.engine.scheduler import Sequence
 from starcoder.engine.session import Answer, Plan
+from starcoder.engine.speculate import Drafts
 from starcoder.engine.stopping import Stopper
 from starcoder.prompts import Prompt
 from starcoder.request import Chunk, CompletionRequest, FinishReason, TokenLogprob, Usage
@@ -19,6 +20,7 @@ class Sample:
     sequence: Sequence
     stopper: Stopper
     draw: Draw
+    drafts: Drafts | None = None
     first_token_at: float | None = None
     text: str = ""  # handed out so far
 

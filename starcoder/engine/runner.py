@@ -22,7 +22,7 @@ class Runner:
 
     @torch.inference_mode()
     def run(self, segments: Sequence[Segment], copies: Sequence[tuple[int, int]]) -> Tensor:
-        """Logits (B, V), one row for each segment that `is_last`, in order.
+        """Logits (B, V): of each segment, in order, its last `num_rows` tokens.
 
         First carries out `copies` of blocks, then stores keys and values of the segments' tokens.
         """
@@ -31,16 +31,18 @@ class Runner:
         positions = [at for segment in segments for at in range(segment.start, segment.end)]
         tokens_BT, positions_BT = torch.tensor([[tokens], [positions]], device=self._device)
         hidden_BTD = self._model(tokens_BT, positions_BT, self._cache.attend(segments))
-        logits_BV: Tensor = self._model.head(_last_rows(hidden_BTD[0], segments))
+        rows, hidden_TD = wanted_rows(segments), hidden_BTD[0]
+        if len(rows) < hidden_TD.size(0):
+            hidden_TD = hidden_TD[torch.tensor(rows, dtype=torch.long, device=self._device)]
+        logits_BV: Tensor = self._model.head(hidden_TD)
         return logits_BV
 
 
-def _last_rows(hidden_TD: Tensor, segments: Sequence[Segment]) -> Tensor:
-    rows, end = [], 0
+def wanted_rows(segments: Sequence[Segment]) -> list[int]:
+    """Which of the step's flat tokens logits are wanted of."""
+    rows: list[int] = []
+    end = 0
     for segment in segments:
         end += segment.end - segment.start
-        if segment.is_last:
-            rows.append(end - 1)
-    if len(rows) == hidden_TD.size(0):  # all decode
-        return hidden_TD
-    return hidden_TD[torch.tensor(rows, dtype=torch.long, device=hidden_TD.device)]
+        rows += range(end - segment.num_rows, end)
+    return rows

@@ -34,6 +34,11 @@ class Draw:
         p = self.params
         return p.repetition_penalty != 1 or p.frequency_penalty != 0 or p.presence_penalty != 0
 
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the best token of the model's own distribution is always drawn."""
+        return self.params.temperature <= _GREEDY and not self.has_penalties
+
 
 @dataclass(frozen=True, slots=True)
 class Drawn:

@@ -22,6 +22,7 @@ class Sequence:
     max_tokens: int
     rank: tuple[int, ...]  # smaller runs first and is preempted last
     priority: int = 0
+    draft: tuple[int, ...] = ()  # may follow `tokens`; checked by the next step if there is room
     table: Table = field(default_factory=Table)
     num_computed: int = 0  # tokens whose keys and values are in the cache
     num_cached: int = 0  # of the prompt, found in the cache when first admitted
@@ -31,15 +32,16 @@ class Sequence:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """What a step computes of one sequence: its tokens `start` to `end`."""
+    """What a step computes of one sequence: its tokens `start` to `end`, the last of them perhaps a draft."""
 
     sequence: Sequence
     start: int  # also how many tokens of it are in the cache
     end: int
+    draft: tuple[int, ...] = ()
 
     @property
     def tokens(self) -> list[int]:
-        return self.sequence.tokens[self.start : self.end]
+        return [*self.sequence.tokens[self.start : self.end - len(self.draft)], *self.draft]
 
     @property
     def blocks(self) -> list[int]:
@@ -48,7 +50,12 @@ class Segment:
     @property
     def is_last(self) -> bool:
         """Whether the step reaches the sequence's end, so that a token is sampled."""
-        return self.end == len(self.sequence.tokens)
+        return self.end - len(self.draft) == len(self.sequence.tokens)
+
+    @property
+    def num_rows(self) -> int:
+        """How many of its last tokens logits are wanted of: the sequence's last one and the draft's."""
+        return 1 + len(self.draft) if self.is_last else 0
 
 
 @dataclass(slots=True)
@@ -144,8 +151,9 @@ class Scheduler:
     def advance(self, segments: list[Segment]) -> None:
         """Record that the step has computed these segments."""
         for segment in segments:
-            segment.sequence.num_computed = segment.end
-            self.pool.know(segment.sequence.table, segment.sequence.tokens, segment.end)
+            end = segment.end - len(segment.draft)  # whoever checks the draft counts what is right
+            segment.sequence.num_computed = end
+            self.pool.know(segment.sequence.table, segment.sequence.tokens, end)
 
     def _plan(self, sequence: Sequence, plan: _Plan) -> None:
         """Plan as much of a running sequence as the budget allows, at others' expense or its own."""
@@ -153,12 +161,29 @@ class Scheduler:
         end = min(len(sequence.tokens), start + plan.budget)
         if start == end:
             return
+        if end - start == 1 and self._plan_draft(sequence, plan):
+            return
         while not self.pool.grow(sequence.table, start, end):
             victim = self.running[-1]
             self._preempt(victim, plan)
             if victim is sequence:
                 return
         plan.add(Segment(sequence, start, end))
+
+    def _plan_draft(self, sequence: Sequence, plan: _Plan) -> bool:
+        """Plan a decoding sequence with its draft, if that is at nobody's expense."""
+        start = sequence.num_computed
+        draft = sequence.draft[: self.max_step_tokens // len(self.running) - 1]
+        end = start + 1 + len(draft)
+        if not draft or end - start > plan.budget or start + 1 < len(sequence.tokens):
+            return False
+        # Each running sequence may want a block and a copy of one in this step.
+        missing = self.pool.blocks_for(end) - len(sequence.table.blocks)
+        spare = self.pool.num_available - 2 * len(self.running)
+        if missing > spare or not self.pool.grow(sequence.table, start, end):
+            return False
+        plan.add(Segment(sequence, start, end, draft))
+        return True
 
     def _admit(self, sequence: Sequence) -> bool:
         """Start a waiting sequence, if all its tokens so far fit beside the others' next ones."""
