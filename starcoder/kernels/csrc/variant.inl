@@ -252,9 +252,15 @@ inline void tile(const float *a, int64_t a_stride, const float *b, int64_t b_str
 void tiles(const float *a, int64_t a_stride, const float *b, int64_t b_stride, int32_t depth, float *c,
            int64_t c_stride, int32_t rows, bool add) {
   int32_t r = 0;
-  for (; r + 6 <= rows; r += 6) tile<6>(a + r * a_stride, a_stride, b, b_stride, depth, c + r * c_stride, c_stride, add);
-  for (; r + 3 <= rows; r += 3) tile<3>(a + r * a_stride, a_stride, b, b_stride, depth, c + r * c_stride, c_stride, add);
-  for (; r < rows; r++) tile<1>(a + r * a_stride, a_stride, b, b_stride, depth, c + r * c_stride, c_stride, add);
+  const auto run = [&](auto tile, int32_t count) {
+    tile(a + r * a_stride, a_stride, b, b_stride, depth, c + r * c_stride, c_stride, add);
+    r += count;
+  };
+  while (rows - r == 6 || rows - r > 8) run(tile<6>, 6);
+  while (rows - r >= 4) run(tile<4>, 4);  // 8 as 4 and 4: a single row waits for its own sums
+  if (rows - r == 3) run(tile<3>, 3);
+  if (rows - r == 2) run(tile<2>, 2);
+  if (rows - r == 1) run(tile<1>, 1);
 }
 
 // out[k][i] = rows[i][k] for 16 rows; missing rows are zero.
@@ -272,13 +278,50 @@ void transposed(const float *const *rows, int32_t count, int32_t depth, float *o
   }
 }
 
+constexpr int64_t PREFETCH_FLOATS = 128;  // half a kilobyte ahead in each of 16 rows
+constexpr int32_t FEW_ROWS = 16, FEW_STEP = 32;  // short steps overlap: transposing the next hides waiting for sums
+
+// One row: dot products along the weights as they lie in memory; nothing is transposed.
+void lone(const ScLinear *w, const float *x, int32_t column, int32_t count, float *c) {
+  const int64_t inputs = w->inputs;
+  for (int32_t i = 0; i < count; i += 4) {
+    const float *rows[4];
+    for (int j = 0; j < 4; j++) rows[j] = (const float *)w->data + (column + least(i + j, count - 1)) * inputs;
+    F sum[4][2];
+    for (int j = 0; j < 4; j++) sum[j][0] = sum[j][1] = F{};
+    int64_t k = 0;
+    for (; k + 2 * W <= inputs; k += 2 * W) {
+      const F left = load(x + k), right = load(x + k + W);
+      for (int j = 0; j < 4; j++) {
+        __builtin_prefetch(rows[j] + k + 4 * inputs);
+        sum[j][0] = fma(left, load(rows[j] + k), sum[j][0]);
+        sum[j][1] = fma(right, load(rows[j] + k + W), sum[j][1]);
+      }
+    }
+    for (int j = 0; j < 4 && i + j < count; j++) {
+      c[i + j] = sum_of(sum[j][0] + sum[j][1]);
+      for (int64_t rest = k; rest < inputs; rest++) c[i + j] += x[rest] * rows[j][rest];
+    }
+  }
+}
+
 void plain(const ScLinear *w, const Activations *x, int32_t block, const Epilogue *to, float *scratch) {
   float *c = scratch, *panel = scratch + (int64_t)x->rows * COLUMNS;
   const int32_t column = block * COLUMNS, count = least(COLUMNS, w->columns - column);
-  for (int32_t k = 0; k < w->inputs; k += K_BLOCK) {
-    const int32_t depth = least(K_BLOCK, w->inputs - k);
+  if (x->rows == 1) {
+    lone(w, x->x, column, count, c);
+    finish(w, to, block, 0, c);
+    return;
+  }
+  const int32_t step = x->rows <= FEW_ROWS ? FEW_STEP : K_BLOCK;
+  for (int32_t k = 0; k < w->inputs; k += step) {
+    const int32_t depth = least(step, w->inputs - k);
+    const int64_t next = k + PREFETCH_FLOATS < w->inputs ? 0 : (int64_t)(COLUMNS - 1) * w->inputs;
     const float *rows[COLUMNS] = {nullptr};
-    for (int i = 0; i < count; i++) rows[i] = (const float *)w->data + (int64_t)(column + i) * w->inputs + k;
+    for (int i = 0; i < count; i++) {
+      rows[i] = (const float *)w->data + (int64_t)(column + i) * w->inputs + k;
+      for (int32_t j = 0; j < depth; j += 16) __builtin_prefetch(rows[i] + j + PREFETCH_FLOATS + next);
+    }
     transposed(rows, count, depth, panel, COLUMNS);
     tiles(x->x + k, x->stride, panel, COLUMNS, depth, c, COLUMNS, x->rows, k > 0);
   }
