@@ -63,6 +63,25 @@ def engine(report: dict[str, Any]) -> Sequence[Row]:
     ]
 
 
+def quality(report: dict[str, Any]) -> Sequence[Row]:
+    trained = report["trained"]
+    rows = {row["variant"]: row for row in trained["rows"]}
+    size = f"{trained['num_parameters'] / 1e6:.1f}M parameters"
+
+    def added(variant: str) -> str:
+        row = rows[variant]
+        return f"{row['loss_more']:+.4f}, KL {row['kl']:.2g} at {row['bits_per_weight']:.3g} bits"
+
+    return [
+        (
+            f"held-out loss (nats) that {ours} weights of the blocks add, {size}",
+            added(f"{ours}, weights of blocks"),
+            f"llama.cpp {theirs}: {added(f'llama.cpp {theirs}, weights of blocks')}",
+        )
+        for ours, theirs in (("int8", "Q8_0"), ("int4", "Q4_0"))
+    ]
+
+
 def load_memory(report: dict[str, Any]) -> Sequence[Row]:
     what = "peak memory of loading a checkpoint, worst of all kinds"
     return [(what, f"{report['worst']:.2f} x the weights", f"limit {report['limit']:.2f} x")]
@@ -73,6 +92,7 @@ ROWS: dict[str, Callable[[dict[str, Any]], Sequence[Row]]] = {
     "decode": decode,
     "engine": engine,
     "load_memory": load_memory,
+    "quality": quality,
 }
 
 

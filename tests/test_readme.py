@@ -72,7 +72,7 @@ def test_every_command_parses(command):
     build().parse_args(arguments(command), print_error=False, exit_on_error=False)
 
 
-@pytest.mark.parametrize("verb", ["generate", "complete", "pretrain", "doctor"])
+@pytest.mark.parametrize("verb", ["generate", "complete", "plan", "quantize", "bench", "export", "pretrain", "doctor"])
 def test_every_verb_has_an_example(verb):
     assert verb in {arguments(command)[0] for command in commands()}
 
