@@ -19,7 +19,7 @@ from starcoder.engine.runner import Runner
 from starcoder.engine.sampling import Draw, Drawn, sample
 from starcoder.engine.scheduler import Scheduler, Segment
 from starcoder.engine.session import Answer, Plan, Sessions
-from starcoder.engine.speculate import Drafts
+from starcoder.engine.speculate import Cost, Drafts
 from starcoder.engine.stopping import Stopper, Surroundings
 from starcoder.errors import ConfigError, RequestError
 from starcoder.model import Transformer
@@ -113,7 +113,7 @@ class Engine:
         self._repeated: list[Chunk] = []  # whole answers that need no model, for the next `_advance`
         self._outbox: list[Chunk] = []  # for the next `step`
         self._mail: dict[str, deque[Chunk]] = {}  # for requests that `generate` added
-        self._speculate = settings.speculate
+        self._speculate, self._draft_cost = settings.speculate, Cost()
         self._num_added = self._num_steps = self._num_computed = self._num_generated = 0
         self._num_drafted = self._num_accepted = 0
 
@@ -274,6 +274,7 @@ class Engine:
             return
         self._mark_started(segments)
         copies, self._pool.copies = self._pool.copies, []
+        started_at = self._clock()
         logits_BV = self._runner.run(segments, copies)
         self._scheduler.advance(segments)
         turns = self._turns(segments)
@@ -285,6 +286,8 @@ class Engine:
                 [turn.sample.sequence.tokens for turn in turns for _ in turn.rows],
             )
             now, at = self._clock(), iter(drawn)
+            if len(segments) == 1 and segments[0].end - segments[0].start == len(rows):
+                self._draft_cost.measured(now - started_at, len(rows) - 1)
             for turn in turns:
                 self._hand_out(turn, [next(at) for _ in turn.rows], now)
         self._num_steps += 1
@@ -296,7 +299,9 @@ class Engine:
             sequence = one.sequence
             if one.drafts is not None and sequence.num_computed == len(sequence.tokens) - 1:
                 room = sequence.num_prompt + sequence.max_tokens - len(sequence.tokens) - 1
-                sequence.draft = tuple(one.drafts.propose(sequence.tokens, room))
+                num_sequences = len(self._scheduler.running)
+                guess = one.drafts.propose(sequence.tokens, room, num_sequences=num_sequences)
+                sequence.draft = tuple(guess)
 
     def _turns(self, segments: Sequence[Segment]) -> list["_Turn"]:
         """Who samples, and from which rows of logits: the samples of one prompt share its row at first."""
@@ -332,9 +337,7 @@ class Engine:
         self._num_drafted += len(turn.draft)
         self._num_accepted += num_accepted
         if one.drafts is not None:
-            one.drafts.learn(
-                [token.token for token in drawn[: num_accepted + 1]], num_checked=len(turn.draft)
-            )
+            one.drafts.learn([token.token for token in drawn[: num_accepted + 1]])
 
     def _join(self, live: LiveRequest, sequence: scheduler.Sequence, index: int) -> Sample:
         request, prompt = live.request, live.prompt
@@ -348,7 +351,7 @@ class Engine:
         )
         stopper = Stopper(params, self._tokenizer.stream(), end_ids=prompt.end_ids, around=around)
         draw = Draw(params, live.seed, index)
-        drafts = Drafts(self._speculate) if self._speculate and draw.is_greedy else None
+        drafts = Drafts(self._speculate, self._draft_cost) if self._speculate and draw.is_greedy else None
         joined = Sample(live, sequence, stopper, draw, drafts)
         live.samples.append(joined)
         self._samples[sequence] = joined

@@ -12,46 +12,76 @@ from collections.abc import Sequence
 # The longest match is sought among so many of the latest places, up to so many tokens back.
 _NUM_PLACES, _LONGEST_MATCH = 32, 16
 
-# First tokens of drafts that must be right, as a running rate, for drafts to be worth their rows.
-_LEAST_RATE, _FIRST_RATE, _MEMORY = 0.3, 0.5, 0.9
+# Running averages: the share of guessed tokens that are right, and times of steps.
+_FIRST_RATE, _MEMORY = 0.5, 0.9
+
+# What checking one more token costs before it was measured, as a share of a step; float32 on a CPU has 0.15,
+# int4 there 0.7.
+_FIRST_COST = 0.15
+
+
+class Cost:
+    """What it costs to check one token of a draft, as a share of a plain step. Measured all the time."""
+
+    def __init__(self) -> None:
+        self._plain_s: float | None = None
+        self._token_s: float | None = None
+
+    def of_token(self, num_sequences: int = 1) -> float | None:
+        """The share of what a token costs among so many sequences that step together; None: not known yet."""
+        if self._plain_s is None:
+            return None
+        token = _FIRST_COST
+        if self._token_s is not None:
+            token = self._token_s / self._plain_s if self._plain_s else 0.0
+        return token * num_sequences / (1 + token * (num_sequences - 1))
+
+    def measured(self, step_s: float, num_drafted: int) -> None:
+        """Tell how long a step of one sequence took that is decoding."""
+        if not num_drafted:
+            self._plain_s = _average(self._plain_s, step_s)
+        elif self._plain_s is not None:
+            self._token_s = _average(self._token_s, max(0.0, step_s - self._plain_s) / num_drafted)
+
+
+def best_length(rate: float, cost: float, longest: int) -> int:
+    """The length of draft that gives most tokens in the time of a plain step; 0 if none gives more than one.
+
+    `rate` is the probability that a token is right if those before it are, `cost` what checking it costs.
+    """
+    best, most, expected = 0, 1.0, 1.0
+    for length in range(1, longest + 1):
+        expected += rate**length
+        gain = expected / (1 + length * cost)
+        if gain > most:
+            best, most = length, gain
+    return best
 
 
 class Drafts:
-    """Guesses how one sample goes on. While guesses are mostly wrong they are counted but not offered."""
+    """Guesses how one sample goes on. Guesses that would not pay are counted but not offered."""
 
-    def __init__(self, max_tokens: int):
+    def __init__(self, max_tokens: int, cost: Cost):
         """`max_tokens` is the most that one draft may have."""
-        self._max_tokens = max_tokens
+        self._max_tokens, self._cost = max_tokens, cost
         self._places: defaultdict[tuple[int, int], list[int]] = defaultdict(list)  # pair -> what follows it
         self._num_indexed = 1
         self._rate = _FIRST_RATE
-        self._length = max_tokens
         self._guess: Sequence[int] = ()
 
-    @property
-    def is_on(self) -> bool:
-        """Whether guesses were right often enough of late to be offered."""
-        return self._rate >= _LEAST_RATE
-
-    def propose(self, tokens: Sequence[int], room: int) -> Sequence[int]:
+    def propose(self, tokens: Sequence[int], room: int, *, num_sequences: int = 1) -> Sequence[int]:
         """At most `room` tokens that may follow `tokens`, which only grow; none while that does not pay."""
         for at in range(self._num_indexed, len(tokens)):
             self._places[tokens[at - 1], tokens[at]].append(at + 1)
         self._num_indexed = len(tokens)
-        start = self._longest_match(tokens)
-        self._guess = () if start is None else tokens[start : start + min(room, self._length)]
-        return self._guess if self.is_on else ()
+        start, cost = self._longest_match(tokens), self._cost.of_token(num_sequences)
+        self._guess = () if start is None else tokens[start : start + min(room, self._max_tokens)]
+        return () if cost is None else self._guess[: best_length(self._rate, cost, len(self._guess))]
 
-    def learn(self, following: Sequence[int], *, num_checked: int) -> None:
+    def learn(self, following: Sequence[int]) -> None:
         """Tell what came after the last guess: all that was right of the tokens checked, and one more."""
-        if not self._guess:
-            return
-        is_right = self._guess[0] == following[0]
-        self._rate = _MEMORY * self._rate + (1 - _MEMORY) * is_right
-        if num_checked:
-            num_right = len(following) - 1
-            is_all = num_right == num_checked
-            self._length = min(self._max_tokens, 2 * num_right if is_all else num_right + 1)
+        for guess, token in zip(self._guess, following, strict=False):
+            self._rate = _MEMORY * self._rate + (1 - _MEMORY) * (guess == token)
 
     def _longest_match(self, tokens: Sequence[int]) -> int | None:
         """What follows the place that shares the longest end with `tokens`; the latest of several."""
@@ -70,3 +100,7 @@ class Drafts:
             if length > longest:
                 best, longest = place, length
         return best
+
+
+def _average(before: float | None, new: float) -> float:
+    return new if before is None else _MEMORY * before + (1 - _MEMORY) * new

@@ -7,7 +7,7 @@ import torch
 
 from starcoder.engine.engine import EngineSettings
 from starcoder.engine.native import NativeRunner
-from starcoder.engine.speculate import Drafts
+from starcoder.engine.speculate import Cost, Drafts, best_length
 from starcoder.errors import ConfigError
 from starcoder.kernels import native
 from starcoder.request import collect
@@ -37,7 +37,7 @@ def oracle(request, monkeypatch, model):
     """Drafts that are all right, all wrong, or right up to somewhere, whatever the model is."""
     rng = random.Random(0)
 
-    def propose(self, tokens, room):
+    def propose(self, tokens, room, num_sequences):
         guess = list(greedy(model, tokens, min(room, self._max_tokens)))
         wrong_from = {"right": len(guess), "wrong": 0, "mixed": rng.randrange(6)}[request.param]
         self._guess = [*guess[:wrong_from], *((token + 1) % VOCAB for token in guess[wrong_from:])]
@@ -45,6 +45,14 @@ def oracle(request, monkeypatch, model):
 
     monkeypatch.setattr(Drafts, "propose", propose)
     return request.param
+
+
+def make_drafts(max_tokens, cost=0.0):
+    """Drafts whose tokens cost this share of a step."""
+    known = Cost()
+    known.measured(1.0, 0)
+    known.measured(1.0 + cost, 1)
+    return Drafts(max_tokens, known)
 
 
 def prompts(num, *, seed=0, longest=30):
@@ -58,45 +66,88 @@ def tokens_of(engine, requests):
 
 
 def test_the_longest_match_is_drafted():
-    drafts = Drafts(4)
+    drafts = make_drafts(4)
     assert list(drafts.propose([*PHRASE, 1, *PHRASE[:2]], 9)) == PHRASE[2:6]
-    assert list(Drafts(4).propose([1, 2, 3, 9, 7, 2, 3, 8, 1, 2, 3], 9)) == [9, 7, 2, 3]
-    assert list(Drafts(2).propose([2, 3, 9, 5, 2, 3, 8, 6, 2, 3], 9)) == [8, 6]
+    assert list(make_drafts(4).propose([1, 2, 3, 9, 7, 2, 3, 8, 1, 2, 3], 9)) == [9, 7, 2, 3]
+    assert list(make_drafts(2).propose([2, 3, 9, 5, 2, 3, 8, 6, 2, 3], 9)) == [8, 6]
 
 
 def test_what_was_never_there_is_not_drafted():
-    assert list(Drafts(4).propose(PHRASE, 9)) == []
-    assert list(Drafts(4).propose([1], 9)) == []
+    assert list(make_drafts(4).propose(PHRASE, 9)) == []
+    assert list(make_drafts(4).propose([1], 9)) == []
 
 
 def test_drafts_stay_within_the_room_and_grow_with_the_text():
-    drafts, tokens = Drafts(8), [*PHRASE, 1, *PHRASE[:2]]
+    drafts, tokens = make_drafts(8), [*PHRASE, 1, *PHRASE[:2]]
     assert list(drafts.propose(tokens, 3)) == PHRASE[2:5]
     assert list(drafts.propose(tokens, 0)) == []
     tokens += [30, 31, 32, 30, 31]
     assert list(drafts.propose(tokens, 2)) == [32, 30]
 
 
-def test_wrong_drafts_get_shorter_and_end_and_come_back_when_guesses_are_right():
-    drafts, tokens = Drafts(8), [*PHRASE, *PHRASE[:2]]
+def test_wrong_guesses_shorten_drafts_to_none_and_right_ones_bring_them_back():
+    drafts, tokens = make_drafts(8, 0.2), [*PHRASE, *PHRASE[:2]]
     lengths = []
-    for _ in range(8):
-        draft = drafts.propose(tokens, 99)
-        lengths.append(len(draft))
-        drafts.learn([96], num_checked=len(draft))
-    assert lengths[:2] == [8, 1] and lengths[-1] == 0 and not drafts.is_on
-    for _ in range(8):
-        assert drafts.propose(tokens, 99) == () or drafts.is_on
-        drafts.learn([PHRASE[2]], num_checked=0)
-    assert drafts.is_on
+    for _ in range(12):
+        lengths.append(len(drafts.propose(tokens, 99)))
+        drafts.learn([96])
+    assert sorted(lengths, reverse=True) == lengths and lengths[0] > 0 == lengths[-1]
+    for _ in range(40):
+        drafts.propose(tokens, 99)
+        drafts.learn([PHRASE[2]])
+    assert list(drafts.propose(tokens, 99)) == PHRASE[2:] + PHRASE[:2]
+
+
+@pytest.mark.parametrize(
+    ("rate", "cost", "length"),
+    [
+        (0.5, 0.7, 0),
+        (0.75, 0.7, 1),
+        (1.0, 0.7, 8),
+        (0.5, 0.0, 8),
+        (0.5, 0.15, 2),
+        (0.1, 0.15, 0),
+        (0.0, 0.0, 0),
+    ],
+)
+def test_a_draft_is_as_long_as_pays(rate, cost, length):
+    assert best_length(rate, cost, 8) == length
+
+
+def test_the_cost_of_a_draft_is_measured():
+    cost = Cost()
+    assert cost.of_token() is None
+    cost.measured(0.9, 3)
+    assert cost.of_token() is None
+    cost.measured(0.5, 0)
+    first = cost.of_token()
+    cost.measured(0.9, 4)
+    assert first > 0 and cost.of_token() == pytest.approx(0.2)
+    cost.measured(0.5, 4)
+    assert 0.15 < cost.of_token() < 0.2
+    for _ in range(60):
+        cost.measured(0.1, 4)
+    assert cost.of_token() < 0.01
+
+
+def test_a_draft_costs_more_where_many_decode_together():
+    cost = Cost()
+    cost.measured(1.0, 0)
+    cost.measured(1.25, 1)
+    assert [cost.of_token(num) for num in (1, 5)] == [0.25, 0.625]
+
+
+def test_before_a_plain_step_was_measured_nothing_is_drafted():
+    assert list(Drafts(4, Cost()).propose([*PHRASE, *PHRASE], 9)) == []
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_speculative_equals_plain(variant, path):
     model = make_model(variant)
     texts = [[*text, *text] for text in prompts(6)]
-    engine = make_engine(model, speculate=5, max_step_tokens=16, max_sequences=4)
+    engine = make_engine(model, clock=lambda: 0.0, speculate=5, max_step_tokens=16, max_sequences=4)
     expected = [greedy(model, text, 24) for text in texts]
+    tokens_of(engine, [ask([1])])  # alone, so that the cost is measured
     assert tokens_of(engine, [ask(text, max_tokens=24) for text in texts]) == expected
     assert engine.stats().drafted_tokens > 0 and engine.stats().num_held_blocks == 0
 
