@@ -94,7 +94,8 @@ from starcoder import checkpoint, errors
 assert "huggingface_hub" not in sys.modules, "imported before a hub id was asked for"
 for model in sys.argv[1:]:
     try:
-        answer = {"folder": str(checkpoint.resolve(model))}
+        resolve = checkpoint.resolve_config if model.startswith("config:") else checkpoint.resolve
+        answer = {"folder": str(resolve(model.removeprefix("config:")))}
     except errors.CheckpointError as error:
         answer = {"message": error.message, "hint": error.hint}
     print(json.dumps(answer))
@@ -130,6 +131,7 @@ def hub(tmp_path_factory):
         "org/gated": (401, "GatedRepo"),
         "org/refused": (403, "GatedRepo"),
         "org/denied": (403, "TokenLacksPermission"),
+        "org/empty": (404, "EntryNotFound"),
     }
     with Hub(repositories) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -155,6 +157,22 @@ def test_a_hub_id_is_downloaded(downloads):
 
 def test_bin_weights_are_downloaded_where_there_are_no_others(downloads):
     assert_same_weights(checkpoint.load(downloads[1]["org/old"]["folder"]), make_model("bigcode"))
+
+
+def test_of_a_model_to_be_planned_config_json_alone_is_downloaded_and_once(hub, tmp_path):
+    endpoint = f"http://127.0.0.1:{hub.server_port}"
+    models = ["config:org/complete", "config:org/missing", "config:org/gated", "config:org/empty"]
+    complete, missing, gated, empty = resolve_elsewhere(endpoint, tmp_path, *models)
+
+    folder = Path(complete["folder"])
+    assert [path.name for path in folder.iterdir()] == ["config.json"]
+    assert checkpoint.read_config(folder) == make_model("bigcode").config
+    assert "on the hub no such repository" in missing["message"]
+    assert "'org/gated' is gated" in gated["message"]
+    assert empty["message"] == "'org/empty' has no config.json, so it is not a checkpoint"
+    asked = len(hub.requests)
+    assert resolve_elsewhere(endpoint, tmp_path, models[0]) == [complete]
+    assert len(hub.requests) == asked
 
 
 @pytest.mark.parametrize("repository", ["org/gated", "org/refused"])
