@@ -94,9 +94,10 @@ def checkpoint_folder(cache: Path, case: Case) -> Path:
     if not (folder / "config.json").exists():
         model = Transformer(SHAPES[case.shape])
         model.initialize(torch.Generator().manual_seed(0))
+        model.to(getattr(torch, case.file_dtype))
         if case.format in ("int8", "int4"):
             quantize(model, "int8" if case.format == "int8" else "int4", method="nearest")
-        checkpoint.save(model.to(getattr(torch, case.file_dtype)), folder)
+        checkpoint.save(model, folder)
     safetensors, bin_file = folder / "model.safetensors", folder / "pytorch_model.bin"
     if case.format == "bin" and not bin_file.exists():
         torch.save(load_file(safetensors), bin_file)

@@ -151,6 +151,7 @@ def write(model: Transformer, path: Path) -> None:
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, tensor in tensors:
+        assert not name.endswith("scales") or tensor.dtype == torch.bfloat16, "`to` changed packed scales"
         start, end = end, end + tensor.nbytes
         shape = list(tensor.shape)
         header[name] = {"dtype": _TYPE_NAMES[tensor.dtype], "shape": shape, "data_offsets": [start, end]}
