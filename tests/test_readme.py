@@ -72,7 +72,21 @@ def test_every_command_parses(command):
     build().parse_args(arguments(command), print_error=False, exit_on_error=False)
 
 
-@pytest.mark.parametrize("verb", ["generate", "complete", "plan", "quantize", "bench", "export", "pretrain", "doctor"])
+@pytest.mark.parametrize(
+    "verb",
+    [
+        "generate",
+        "complete",
+        "plan",
+        "quantize",
+        "bench",
+        "export",
+        "pretrain",
+        "serve",
+        "editor-config",
+        "doctor",
+    ],
+)
 def test_every_verb_has_an_example(verb):
     assert verb in {arguments(command)[0] for command in commands()}
 
@@ -85,11 +99,11 @@ def test_doctor_runs_as_shown(project):
 @needs_bundled_model
 @pytest.mark.parametrize(
     "command",
-    # A hub id needs the network, a training run hours.
+    # A hub id needs the network, a training run hours, a server does not end.
     [
         line
         for line in commands()
-        if "--model" not in line and "pretrain" not in line and "doctor" not in line
+        if "--model" not in line and arguments(line)[0] not in ("pretrain", "doctor", "serve")
     ],
 )
 def test_every_example_completes(command, project, monkeypatch, capsys):
