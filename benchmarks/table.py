@@ -87,11 +87,26 @@ def load_memory(report: dict[str, Any]) -> Sequence[Row]:
     return [(what, f"{report['worst']:.2f} x the weights", f"limit {report['limit']:.2f} x")]
 
 
+def nano(report: dict[str, Any]) -> Sequence[Row]:
+    layouts = " / ".join(f"{report[f'held_out_exact_match_{layout}']:.1%}" for layout in ("psm", "spm"))
+    return [
+        (
+            "bits per byte of the bundled model on held-out packages",
+            f"{report['bits_per_byte']:.2f}",
+            f"xz -9e: {report['xz_files_bits_per_byte']:.2f} file by file, "
+            f"{report['xz_archive_bits_per_byte']:.2f} in one archive; "
+            f"token trigram: {report['trigram_bits_per_byte']:.2f}",
+        ),
+        ("its exact match on single lines of held-out files, PSM / SPM", layouts, "no peer of its size"),
+    ]
+
+
 ROWS: dict[str, Callable[[dict[str, Any]], Sequence[Row]]] = {
     "cold_start": cold_start,
     "decode": decode,
     "engine": engine,
     "load_memory": load_memory,
+    "nano": nano,
     "quality": quality,
 }
 

@@ -54,6 +54,8 @@ class _Replacement:
     def path(self, name: str) -> Path:
         """Where to write the file that will be called `name`."""
         part = self._folder / f".{name}.{os.getpid()}.part"
+        part.touch()
+        self._mode = part.stat().st_mode  # safetensors makes files that only their owner reads
         self._parts[part] = self._folder / name
         return part
 
@@ -74,6 +76,7 @@ class _Replacement:
 
     def _commit(self) -> None:
         for part in self._parts:
+            part.chmod(self._mode)
             with part.open("rb") as file:
                 os.fsync(file.fileno())
         earlier = {

@@ -86,6 +86,12 @@ def test_a_failed_save_leaves_the_good_files(folder, monkeypatch):
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
+def test_everything_saved_may_be_read_by_whom_new_files_may_be(tmp_path):
+    checkpoint.save(make_model("bigcode"), tmp_path)
+    (tmp_path / "new").touch()
+    assert len({file.stat().st_mode for file in tmp_path.iterdir()}) == 1
+
+
 def test_extra_config_is_written(tmp_path):
     checkpoint.save(make_model("bigcode"), tmp_path, extra_config={"eos_token_id": 7, "recipe": "nano"})
 

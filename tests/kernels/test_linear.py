@@ -39,7 +39,7 @@ def rounded(x: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
 
 
 def assert_equals_reference(x: Tensor, packed: Packed, bias: Tensor | None, variant: str) -> None:
-    """Against float64 over the same rounded activations; allowed are near ties and float32 sums over groups."""
+    """Against float64 over the same rounded activations, but for near ties and sums over groups."""
     weight = dequantize(packed).double()
     activations, ties = rounded(x, packed.group_size)
     expected = activations @ weight.T
