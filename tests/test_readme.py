@@ -99,11 +99,11 @@ def test_doctor_runs_as_shown(project):
 @needs_bundled_model
 @pytest.mark.parametrize(
     "command",
-    # A hub id needs the network, a training run hours, a server does not end.
+    # A hub id needs the network, a training run hours, a server does not end, settings come with advice.
     [
         line
         for line in commands()
-        if "--model" not in line and arguments(line)[0] not in ("pretrain", "doctor", "serve")
+        if "--model" not in line and arguments(line)[0] not in ("pretrain", "doctor", "serve", "editor-config")
     ],
 )
 def test_every_example_completes(command, project, monkeypatch, capsys):
