@@ -103,7 +103,8 @@ def test_doctor_runs_as_shown(project):
     [
         line
         for line in commands()
-        if "--model" not in line and arguments(line)[0] not in ("pretrain", "doctor", "serve", "editor-config")
+        if "--model" not in line
+        and arguments(line)[0] not in ("pretrain", "doctor", "serve", "editor-config")
     ],
 )
 def test_every_example_completes(command, project, monkeypatch, capsys):
