@@ -6,27 +6,11 @@ import pytest
 import torch
 
 from starcoder.engine.engine import EngineSettings
-from starcoder.engine.native import NativeRunner
 from starcoder.errors import CapacityError, ConfigError, RequestError
-from starcoder.kernels import native
 from starcoder.request import CompletionRequest, SamplingParams, collect
 from tests.engine.small import VARIANTS, VOCAB, Letters, ask, greedy, make_engine, make_model
 
 torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module")
-def model():
-    return make_model()
-
-
-@pytest.fixture(params=["native", "torch"])
-def path(request, monkeypatch):
-    """Both ways a step can be run, whichever this machine prefers."""
-    if request.param == "torch":
-        monkeypatch.setattr(NativeRunner, "can_run", lambda model, cache: False)
-    elif native.library() is None:
-        pytest.skip("the native kernels are not built on this machine")
 
 
 def prompts(num, *, seed=0, longest=40):

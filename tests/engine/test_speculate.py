@@ -6,30 +6,14 @@ import pytest
 import torch
 
 from starcoder.engine.engine import EngineSettings
-from starcoder.engine.native import NativeRunner
 from starcoder.engine.speculate import Cost, Drafts, best_length
 from starcoder.errors import ConfigError
-from starcoder.kernels import native
 from starcoder.request import collect
 from tests.engine.small import VARIANTS, VOCAB, ask, greedy, make_engine, make_model
 
 torch.set_num_threads(1)
 
 PHRASE = [11, 12, 13, 14, 15, 16, 17, 18]
-
-
-@pytest.fixture(scope="module")
-def model():
-    return make_model()
-
-
-@pytest.fixture(params=["native", "torch"])
-def path(request, monkeypatch):
-    """Both ways a step can be run, whichever this machine prefers."""
-    if request.param == "torch":
-        monkeypatch.setattr(NativeRunner, "can_run", lambda model, cache: False)
-    elif native.library() is None:
-        pytest.skip("the native kernels are not built on this machine")
 
 
 @pytest.fixture(params=["right", "wrong", "mixed"])
