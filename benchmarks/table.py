@@ -101,6 +101,30 @@ def nano(report: dict[str, Any]) -> Sequence[Row]:
     ]
 
 
+def serve(report: dict[str, Any]) -> Sequence[Row]:
+    rows: list[Row] = []
+    for shape, found in report["shapes"].items():
+        us, them, ratio = found["starcoder"], found["llama.cpp"], found["ratios"]
+        peer = f"llama.cpp's server, {Path(found['settings']['gguf']).stem.split('-')[-1]}"
+        what = f"{shape.upper()} parameters, {found['settings']['quantize']}"
+        for name in (name for name in us if name.startswith("throughput")):
+            count = int(name.partition("_")[2])
+            clients = f"{count} client{'s' if count > 1 else ''}"
+            theirs = f"{peer}: {them[name]:.1f} tokens/s (we: {ratio[name]:.2f} x)"
+            rows.append((f"serving {clients}, {what}", f"{us[name]:.1f} tokens/s", theirs))
+        ours, other = us["infill"], them["infill"]
+        rows.append(
+            (
+                f"an infill of 24 tokens after 3 more typed behind 1500, {what}",
+                f"{ours['total_s']:.2f} s, first token {ours['first_s'] * 1000:.0f} ms, "
+                f"{ours['prefilled']:.0f} tokens prefilled",
+                f"{peer}: {other['total_s']:.2f} s, {other['first_s'] * 1000:.0f} ms, "
+                f"{other['prefilled']:.0f} tokens",
+            )
+        )
+    return rows
+
+
 ROWS: dict[str, Callable[[dict[str, Any]], Sequence[Row]]] = {
     "cold_start": cold_start,
     "decode": decode,
@@ -108,6 +132,7 @@ ROWS: dict[str, Callable[[dict[str, Any]], Sequence[Row]]] = {
     "load_memory": load_memory,
     "nano": nano,
     "quality": quality,
+    "serve": serve,
 }
 
 
