@@ -1,32 +1,73 @@
-"""The training loop: packed batches in, a trained model and resumable checkpoints out.
+"""The training loop that all methods share: batches in, a trained model and resumable checkpoints out.
 
-A checkpoint holds weights, optimizers and the position in the data; it appears by rename, so a killed run
-resumes from the newest whole one and goes on bit for bit as if it had not been killed.
+What differs comes from outside: which parameters learn (`requires_grad`), the loss, the stream of batches,
+and, on several devices, the `Group`. A killed run resumes from the newest whole checkpoint and goes on bit
+for bit as if it had not been killed: every random number is drawn from the seed and the step.
 """
 
+import json
 import logging
 import math
-import os
-import re
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from starcoder.errors import CheckpointError, StarcoderError
-from starcoder.model import Transformer, documents
+from starcoder.errors import CapacityError, StarcoderError
+from starcoder.model import Transformer
 from starcoder.train import optimizer as optim
-from starcoder.train.packing import IGNORE, Batch, Lane, PackedDocuments, Position
+from starcoder.train.checkpoints import Checkpoints, trainable
+from starcoder.train.losses import sum_loss
+from starcoder.train.packing import Batch
 from starcoder.train.progress import Progress
 
 log = logging.getLogger(__name__)
 
-_LOSS_ROWS = 2048  # logits of at most this many positions exist at once
+Precision = Literal["float32", "bfloat16", "float16"]
+Loss = Callable[[Transformer, Batch], Tensor]
+"""Summed over what is learnt of the batch (`num_learnt`); the loop divides by the whole step's number."""
+
+
+class Stream(Protocol):
+    """Endless batches whose place can be kept and found again."""
+
+    @property
+    def seq_length(self) -> int: ...
+
+    def next_batch(self, rows: int, seq_length: int | None = None) -> Batch: ...
+
+    def state(self) -> dict[str, Any]:
+        """Where the next batch starts, as plain values."""
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a `state`, as a stream that had come that far would."""
+
+
+class Group(Protocol):
+    """The processes that train one model together; every one draws the same rows and takes its share."""
+
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def size(self) -> int: ...
+
+    def total(self, value: float) -> float:
+        """The sum of `value` over all processes."""
+
+
+class Alone:
+    """The group of one process."""
+
+    rank, size = 0, 1
+
+    def total(self, value: float) -> float:
+        return value
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,146 +86,212 @@ class LoopSettings:
     eval_every: int = 200
     save_every: int = 200
     keep_checkpoints: int = 2
+    keep_best: bool = False  # also the weights of the lowest held-out loss
+    precision: Precision = "float32"  # of products; what is below it trains under autocast
+    seed: int = 0  # of dropout and noise
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How far a run came."""
+
+    step: int
+    is_complete: bool  # False: it was told to stop; a checkpoint of `step` is there
+    best: tuple[int, float] | None = None  # step and held-out loss of the best weights, if kept
 
 
 def train(
     model: Transformer,
-    data: PackedDocuments,
+    data: Stream,
     settings: LoopSettings,
     optimizer_settings: optim.OptimizerSettings,
     output: Path,
     *,
-    held_out: Sequence[Batch] = (),
     progress: Progress,
-) -> None:
+    held_out: Sequence[Batch] = (),
+    loss: Loss = sum_loss,
+    group: Group | None = None,
+    checkpoints: Checkpoints | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Outcome:
     """Train `model` in place until `max_steps`; resumes from `output/checkpoints` where there is one.
 
     Raises:
-        StarcoderError: the loss stopped being a number.
+        StarcoderError: the loss stopped being a number; `output/failure.json` tells more.
+        CapacityError: not even one row fits in memory.
     """
-    optimizers = optim.build(model, optimizer_settings)
-    first = restore(output / "checkpoints", model, optimizers, data)
-    progress.start(first, settings.max_steps, settings.batch_size * data.seq_length)
-    for step in range(first, settings.max_steps):
-        started = time.perf_counter()
-        share = optim.rate_at(step, settings.max_steps, optimizer_settings)
-        for group in (g for o in optimizers for g in o.param_groups):
-            group["lr"] = group["peak_lr"] * share
-        is_short = step < settings.short_share * settings.max_steps
-        loss, num_learnt = _accumulate(model, data, settings, settings.short_factor if is_short else 1)
-        norm = nn.utils.clip_grad_norm_(model.parameters(), optimizer_settings.clip_norm)
-        if not math.isfinite(loss) or not torch.isfinite(norm):
-            raise StarcoderError(
-                f"loss is {loss} and the gradient's norm {float(norm)} at step {step + 1}",
-                "lower the learning rate; the last checkpoint before this step is kept",
-            )
-        for o in optimizers:
-            o.step()
-            o.zero_grad(set_to_none=True)
-        row: dict[str, float] = {"loss": loss, "learning_rate": share, "gradient_norm": float(norm)}
-        row["tokens_per_s"] = num_learnt / (time.perf_counter() - started)
-        is_last = step + 1 == settings.max_steps
-        if held_out and ((step + 1) % settings.eval_every == 0 or is_last):
-            row["held_out_loss"] = evaluate(model, held_out)
-        progress.step(step + 1, row)
-        if (step + 1) % settings.save_every == 0 or is_last:
-            store(output / "checkpoints", step + 1, model, optimizers, data, keep=settings.keep_checkpoints)
-    progress.finish()
-
-
-def _accumulate(
-    model: Transformer, data: PackedDocuments, settings: LoopSettings, shorter: int
-) -> tuple[float, int]:
-    """One step's gradients, as of the mean over all its learnt tokens; returns that mean and their number."""
-    micro = (settings.micro_batch_size or settings.batch_size) * shorter
-    rows = settings.batch_size * shorter
-    batches = [
-        data.next_batch(min(micro, rows - at), data.seq_length // shorter) for at in range(0, rows, micro)
-    ]
-    total = sum(batch.num_learnt for batch in batches)
-    loss = 0.0
-    for batch in batches:
-        part = sum_loss(model, batch) / total
-        part.backward()  # type: ignore[no-untyped-call]  # torch has no annotation here
-        loss += float(part.detach())
-    return loss, total
-
-
-def sum_loss(model: Transformer, batch: Batch) -> Tensor:
-    """Summed cross-entropy in nats over the learnt positions; no logits of the others are made."""
-    device = model.embed.weight.device
-    attend = documents(batch.lengths, model.config.sliding_window)
-    hidden_BTD = model(batch.tokens_BT.to(device), batch.positions_BT.to(device), attend)
-    labels = batch.labels_BT.to(device).flatten()
-    is_learnt = labels != IGNORE
-    hidden, labels = hidden_BTD.flatten(0, 1)[is_learnt], labels[is_learnt]
-    losses = [
-        F.cross_entropy(model.head(h).float(), y, reduction="sum")
-        for h, y in zip(torch.split(hidden, _LOSS_ROWS), torch.split(labels, _LOSS_ROWS), strict=True)
-    ]
-    return torch.stack(losses).sum()
-
-
-@torch.inference_mode()
-def evaluate(model: Transformer, batches: Sequence[Batch]) -> float:
-    """Mean loss in nats per learnt token over `batches`."""
-    model.eval()
-    total = sum(float(sum_loss(model, batch)) for batch in batches)
+    store = checkpoints or Checkpoints(output / "checkpoints", keep=settings.keep_checkpoints)
+    run = _Run(model, data, settings, optimizer_settings, store, loss, group or Alone())
+    step = run.resume()
     model.train()
+    progress.start(step, settings.max_steps, settings.batch_size * data.seq_length)
+    is_stopped = False
+    while step < settings.max_steps and not is_stopped:
+        started = time.perf_counter()
+        row, batch = run.step(step)
+        step += 1
+        _require_finite(row, step, model, batch, output)
+        row["tokens_per_s"] = batch.num_tokens / (time.perf_counter() - started)
+        is_stopped, is_last = should_stop(), step == settings.max_steps
+        if held_out and (step % settings.eval_every == 0 or is_last):
+            row["held_out_loss"] = run.evaluate(step, held_out)
+        progress.step(step, row)
+        if step % settings.save_every == 0 or is_last or is_stopped:
+            run.save(step)
+    progress.finish()
+    best = (run.best_step, run.best_loss) if settings.keep_best and math.isfinite(run.best_loss) else None
+    return Outcome(step, step >= settings.max_steps, best)
+
+
+class _Run:
+    """One run's moving parts: what a checkpoint has to hold beside the model."""
+
+    def __init__(
+        self,
+        model: Transformer,
+        data: Stream,
+        settings: LoopSettings,
+        optimizer_settings: optim.OptimizerSettings,
+        store: Checkpoints,
+        loss: Loss,
+        group: Group,
+    ):
+        self.model, self.data, self.settings, self.loss = model, data, settings, loss
+        self.optimizer_settings, self.store, self.group = optimizer_settings, store, group
+        self.optimizers = optim.build(model, optimizer_settings)
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.device = model.embed.weight.device
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.precision == "float16")
+        self.micro_batch_size = settings.micro_batch_size
+        self.best_step, self.best_loss = 0, math.inf
+
+    def resume(self) -> int:
+        """Load the newest checkpoint; the number of steps done."""
+        state = self.store.restore(self.model, self.optimizers)
+        if state is None:
+            return 0
+        self.data.restore(state["position"])
+        self.scaler.load_state_dict(state.get("scaler", {}))
+        self.micro_batch_size = state.get("micro_batch_size", self.micro_batch_size)
+        self.best_step, self.best_loss = state.get("best", (0, math.inf))
+        return int(state["step"])
+
+    def save(self, step: int) -> None:
+        extra = {
+            "position": self.data.state(),
+            "scaler": self.scaler.state_dict(),
+            "micro_batch_size": self.micro_batch_size,
+            "best": (self.best_step, self.best_loss),
+        }
+        self.store.save(step, self.model, self.optimizers, extra)
+
+    def step(self, step: int) -> tuple[dict[str, float], Batch]:
+        """Update the weights once; what to record, and the batch seen."""
+        settings, chosen = self.settings, self.optimizer_settings
+        share = optim.rate_at(step, settings.max_steps, chosen)
+        for param_group in (g for o in self.optimizers for g in o.param_groups):
+            param_group["lr"] = param_group["peak_lr"] * share
+        is_short = step < settings.short_share * settings.max_steps
+        shorter = settings.short_factor if is_short else 1
+        batch = self.data.next_batch(settings.batch_size * shorter, self.data.seq_length // shorter)
+        loss = self._accumulate(batch, step, shorter)
+        for o in self.optimizers:
+            self.scaler.unscale_(o)
+        norm = float(nn.utils.clip_grad_norm_(self.parameters, chosen.clip_norm))
+        if math.isfinite(norm) or self.scaler.is_enabled():  # the scaler leaves out what overflowed
+            for o in self.optimizers:
+                self.scaler.step(o)
+            self.scaler.update()
+        row = {"loss": loss, "learning_rate": share, "gradient_norm": norm}
+        if self.scaler.is_enabled():
+            row["loss_scale"] = self.scaler.get_scale()
+        return row, batch
+
+    def _accumulate(self, batch: Batch, step: int, shorter: int) -> float:
+        """The step's gradients, as of the mean over all it learns; that mean. Halves what does not fit."""
+        while True:
+            micro = (self.micro_batch_size or self.settings.batch_size) * shorter
+            try:
+                return self._gradients(batch, step, micro)
+            except RuntimeError as error:
+                if not _is_out_of_memory(error):
+                    raise
+                rows = micro // shorter
+            # Outside of the handler: the error holds the failed pass's tensors alive.
+            if rows <= 1:
+                raise CapacityError(
+                    f"out of memory with one row of {batch.tokens_BT.size(1)} tokens at a time",
+                    "shorten the rows, recompute activations or choose qlora; `starcoder plan` tells what fits",
+                )
+            self.micro_batch_size = rows // 2
+            log.warning("out of memory: %d rows at a time from here on, not %d", self.micro_batch_size, rows)
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def _gradients(self, batch: Batch, step: int, micro: int) -> float:
+        for o in self.optimizers:
+            o.zero_grad(set_to_none=True)
+        torch.manual_seed(self.settings.seed * 1_000_003 + step)
+        total, loss, group = batch.num_learnt, 0.0, self.group
+        share = batch.rows(group.rank, None, group.size)
+        for start in range(0, len(share.lengths), micro):
+            with _autocast(self.device, self.settings.precision):
+                part = self.loss(self.model, share.rows(start, start + micro)) / max(1, total)
+            # Sharded gradients are averaged over the group, and these are to be summed.
+            self.scaler.scale(part * group.size).backward()  # type: ignore[no-untyped-call]
+            loss += float(part.detach())
+        return group.total(loss)
+
+    def evaluate(self, step: int, held_out: Sequence[Batch]) -> float:
+        """Mean held-out loss; keeps the weights where they are the best so far and that is wanted."""
+        loss = evaluate(self.model, held_out, loss=self.loss, precision=self.settings.precision)
+        if self.settings.keep_best and loss < self.best_loss:
+            self.best_step, self.best_loss = step, loss
+            self.store.save_best(step, loss, self.model)
+        return loss
+
+
+def evaluate(
+    model: Transformer, batches: Sequence[Batch], *, loss: Loss = sum_loss, precision: Precision = "float32"
+) -> float:
+    """Mean loss in nats per learnt token over `batches`."""
+    was_training = model.training
+    model.eval()
+    with torch.no_grad(), _autocast(model.embed.weight.device, precision):
+        total = sum(float(loss(model, batch)) for batch in batches)
+    model.train(was_training)
     return total / sum(batch.num_learnt for batch in batches)
 
 
-def store(
-    folder: Path,
-    step: int,
-    model: nn.Module,
-    optimizers: Sequence[torch.optim.Optimizer],
-    data: PackedDocuments,
-    *,
-    keep: int,
-) -> None:
-    """Write checkpoint `step` whole or not at all, then delete all but the newest `keep`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    state = {
-        "step": step,
-        "model": model.state_dict(),
-        "optimizers": [o.state_dict() for o in optimizers],
-        "position": asdict(data.position),
+def _autocast(device: torch.device, precision: Precision) -> AbstractContextManager[None]:
+    if precision == "float32":
+        return nullcontext()
+    return torch.autocast(device.type, getattr(torch, precision))
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    # The CPU's allocator has no error class of its own.
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _require_finite(row: dict[str, float], step: int, model: nn.Module, batch: Batch, output: Path) -> None:
+    loss, norm = row["loss"], row["gradient_norm"]
+    if math.isfinite(loss) and (math.isfinite(norm) or "loss_scale" in row):
+        return
+    broken = {
+        "weights": [n for n, p in model.named_parameters() if not bool(p.isfinite().all())],
+        "gradients": [
+            n for n, p in model.named_parameters() if p.grad is not None and not bool(p.grad.isfinite().all())
+        ],
     }
-    partial = folder / f"step-{step:08d}.pt.partial"
-    with partial.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.rename(folder / f"step-{step:08d}.pt")
-    for old in _checkpoints(folder)[:-keep]:
-        old.unlink()
-
-
-def restore(
-    folder: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], data: PackedDocuments
-) -> int:
-    """Load the newest checkpoint of `folder` into all four; the number of steps done, 0 without one."""
-    found = _checkpoints(folder)
-    if not found:
-        return 0
-    try:
-        state: dict[str, Any] = torch.load(found[-1], weights_only=True)
-        model.load_state_dict(state["model"])
-        for o, saved in zip(optimizers, state["optimizers"], strict=True):
-            o.load_state_dict(saved)
-    except (RuntimeError, KeyError, ValueError, EOFError) as error:
-        raise CheckpointError(
-            f"{found[-1]} does not fit this run: {str(error).splitlines()[0]}",
-            "the recipe has changed since; use another --output to start anew",
-        ) from None
-    data.resume(
-        Position(state["position"]["row"], tuple(Lane(**lane) for lane in state["position"]["lanes"]))
+    report = {"step": step, **{k: str(v) for k, v in row.items()}, "not_finite": broken}
+    report["learning_weights"] = len(trainable(model))
+    report["tokens"] = [x[: batch.tokens_BT.size(1)] for x in batch.tokens_BT.tolist()]
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "failure.json").write_text(json.dumps(report) + "\n")
+    first = (broken["weights"] or broken["gradients"] or ["none"])[0]
+    raise StarcoderError(
+        f"loss is {loss} and the gradient's norm {norm} at step {step}; first not finite: {first}",
+        f"lower the learning rate; {output / 'failure.json'} has the step's tokens, and the last checkpoint "
+        "before this step is kept",
     )
-    log.info("resumed at step %d", state["step"])
-    return int(state["step"])
-
-
-def _checkpoints(folder: Path) -> list[Path]:
-    """Whole checkpoints, oldest first."""
-    return sorted(p for p in folder.glob("step-*.pt") if re.fullmatch(r"step-\d+\.pt", p.name))

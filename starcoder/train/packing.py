@@ -6,7 +6,8 @@ choice is drawn from (seed, epoch, document, offset), so a position is all there
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,10 +27,35 @@ class Batch:
     labels_BT: Tensor
     positions_BT: Tensor
     lengths: tuple[tuple[int, ...], ...]  # documents per row, padding as one of its own; each row adds to T
+    padding: tuple[int, ...] = ()  # positions at each row's end that are padding; () where there are none
 
     @property
     def num_learnt(self) -> int:
         return int((self.labels_BT != IGNORE).sum())
+
+    @property
+    def num_tokens(self) -> int:
+        """Positions that are not padding."""
+        return self.tokens_BT.numel() - sum(self.padding)
+
+    def rows(self, start: int, stop: int | None = None, step: int = 1) -> "Batch":
+        """Some of the rows, as a slice takes them."""
+        part = slice(start, stop, step)
+        tokens, labels, positions = (x[part] for x in (self.tokens_BT, self.labels_BT, self.positions_BT))
+        return Batch(tokens, labels, positions, self.lengths[part], self.padding[part])
+
+    def flat(self) -> "Batch":
+        """The same documents in one row (1, tokens) without padding: nothing is computed for it."""
+        T = self.tokens_BT.size(1)
+        padding = self.padding or (0,) * len(self.lengths)
+        kept = [T - pad for pad in padding]
+
+        def join(x_BT: Tensor) -> Tensor:
+            return torch.cat([row[:n] for row, n in zip(x_BT, kept, strict=True)])[None]
+
+        lengths = (row[:-1] if pad else row for row, pad in zip(self.lengths, padding, strict=True))
+        joined = tuple(length for row in lengths for length in row)
+        return Batch(join(self.tokens_BT), join(self.labels_BT), join(self.positions_BT), (joined,))
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +106,14 @@ class PackedDocuments:
         """Go on from `position`, as a stream that had come that far would."""
         self._row, self._lanes = position.row, list(position.lanes)
 
+    def state(self) -> dict[str, Any]:
+        """`position` as plain numbers, for a checkpoint."""
+        return asdict(self.position)
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a `state`."""
+        self.resume(Position(state["row"], tuple(Lane(**lane) for lane in state["lanes"])))
+
     def next_batch(self, rows: int, seq_length: int | None = None) -> Batch:
         """The next `rows` rows, of another length than usual if given; moves `position` past them."""
         length = seq_length or self.seq_length
@@ -123,21 +157,32 @@ class PackedDocuments:
         return self._orders[epoch]
 
 
-def stack(rows: Sequence[Sequence[Sequence[int]]], seq_length: int, pad: int) -> Batch:
-    """Rows of token lists -> one batch; a list of n tokens gives n - 1 positions and their labels."""
+def stack(
+    rows: Sequence[Sequence[Sequence[int]]],
+    seq_length: int,
+    pad: int,
+    learnt: Sequence[Sequence[Sequence[bool]]] | None = None,
+) -> Batch:
+    """Rows of token lists -> one batch; a list of n tokens gives n - 1 positions and their labels.
+
+    `learnt` has the shape of `rows` and says which tokens are to be learnt; all of them if None.
+    """
     tokens = torch.full((len(rows), seq_length), pad)
     labels = torch.full((len(rows), seq_length), IGNORE)
     positions = torch.zeros((len(rows), seq_length), dtype=torch.long)
-    lengths = []
+    lengths, padding = [], []
     for r, row in enumerate(rows):
         at = 0
-        for piece in row:
+        for p, piece in enumerate(row):
             n = len(piece) - 1
             ids = torch.tensor(piece)
             tokens[r, at : at + n], labels[r, at : at + n] = ids[:-1], ids[1:]
+            if learnt is not None:
+                labels[r, at : at + n][~torch.tensor(learnt[r][p][1:])] = IGNORE
             positions[r, at : at + n] = torch.arange(n)
             at += n
         rest = seq_length - at
         positions[r, at:] = torch.arange(rest)
         lengths.append((*(len(piece) - 1 for piece in row), *([rest] if rest else [])))
-    return Batch(tokens, labels, positions, tuple(lengths))
+        padding.append(rest)
+    return Batch(tokens, labels, positions, tuple(lengths), tuple(padding))

@@ -12,13 +12,14 @@ import torch.nn.functional as F
 from rich.console import Console
 
 from starcoder.config import ModelConfig
-from starcoder.errors import CheckpointError, StarcoderError
+from starcoder.errors import CapacityError, CheckpointError, StarcoderError
 from starcoder.model import Transformer, causal
 from starcoder.tokenizer import Tokenizer
-from starcoder.train import loop
+from starcoder.train import loop, losses
+from starcoder.train.checkpoints import Checkpoints
 from starcoder.train.documents import FimSettings
 from starcoder.train.optimizer import OptimizerSettings
-from starcoder.train.packing import PackedDocuments, stack
+from starcoder.train.packing import Batch, PackedDocuments, stack
 from starcoder.train.progress import Progress, read_metrics
 from tests.tiny import make_tokenizer
 
@@ -89,18 +90,23 @@ def test_a_run_broken_off_and_resumed_equals_an_uninterrupted_one(
     resumed = fit(tokenizer, tmp_path / "broken", 14)
     for expected, actual in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(expected, actual)
-    losses = [
+    seen = [
         [row["loss"] for row in read_metrics(tmp_path / x / "metrics.jsonl")] for x in ("whole", "broken")
     ]
-    assert losses[0] == losses[1]
+    assert seen[0] == seen[1]
+
+
+def gradients_of(model: Transformer, batch: Batch, micro: int) -> None:
+    settings = loop.LoopSettings(max_steps=1, batch_size=len(batch.lengths))
+    run = loop._Run(model, None, settings, OPTIMIZER, Checkpoints(Path()), loop.sum_loss, loop.Alone())  # type: ignore[arg-type]
+    run._gradients(batch, 0, micro)
 
 
 def test_micro_batches_give_the_gradients_of_the_whole_batch(tokenizer: Tokenizer) -> None:
     gradients = []
     for micro in (None, 1, 3):
         model = tiny()
-        settings = loop.LoopSettings(max_steps=1, batch_size=4, micro_batch_size=micro)
-        loop._accumulate(model, data(tokenizer), settings, 1)
+        gradients_of(model, data(tokenizer).next_batch(4), micro or 4)
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-7)  # summation order
     torch.testing.assert_close(gradients[0], gradients[2], rtol=1e-4, atol=1e-7)
@@ -147,7 +153,106 @@ def test_another_model_does_not_resume_from_these_checkpoints(tokenizer: Tokeniz
     fit(tokenizer, tmp_path, 4)
     other = tiny("gpt_bigcode")
     with pytest.raises(CheckpointError, match="does not fit this run"):
-        loop.restore(tmp_path / "checkpoints", other, [], data(tokenizer))
+        Checkpoints(tmp_path / "checkpoints").restore(other, [])
+
+
+def test_memory_that_runs_out_halves_the_micro_batch_and_changes_no_gradient(
+    tokenizer: Tokenizer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sizes: list[int] = []
+
+    def greedy(model: Transformer, batch: Batch) -> torch.Tensor:
+        sizes.append(len(batch.lengths))
+        if len(batch.lengths) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return loop.sum_loss(model, batch)
+
+    seen = {}
+    for name, loss in (("greedy", greedy), ("plain", loop.sum_loss)):
+        settings = loop.LoopSettings(max_steps=2, batch_size=4, save_every=1)
+        progress = Progress(tmp_path / name, Console(quiet=True))
+        loop.train(
+            tiny(), data(tokenizer), settings, OPTIMIZER, tmp_path / name, loss=loss, progress=progress
+        )
+        seen[name] = [row["loss"] for row in read_metrics(tmp_path / name / "metrics.jsonl")]
+    assert sizes == [4, 2, 1, 1, 1, 1, 1, 1, 1, 1]
+    assert seen["greedy"] == pytest.approx(seen["plain"], rel=1e-4)
+    assert "1 rows at a time from here on, not 2" in caplog.text
+
+
+def test_memory_too_small_for_one_row_is_said(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    def hungry(model: Transformer, batch: Batch) -> torch.Tensor:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+    settings, progress = loop.LoopSettings(max_steps=2, batch_size=2), Progress(tmp_path, Console(quiet=True))
+    with pytest.raises(CapacityError, match="one row of 64 tokens"):
+        loop.train(tiny(), data(tokenizer), settings, OPTIMIZER, tmp_path, loss=hungry, progress=progress)
+
+
+def test_a_run_told_to_stop_saves_and_goes_on_to_the_same_weights(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    whole = fit(tokenizer, tmp_path / "whole", 6)
+    model, settings = tiny(), loop.LoopSettings(max_steps=6, batch_size=2, save_every=100)
+    asked = iter([False, False, True])
+    progress = Progress(tmp_path / "s", Console(quiet=True))
+    stopped = loop.train(
+        model,
+        data(tokenizer),
+        settings,
+        OPTIMIZER,
+        tmp_path / "s",
+        progress=progress,
+        should_stop=lambda: next(asked),
+    )
+    assert (stopped.step, stopped.is_complete) == (3, False)
+    model = tiny()
+    loop.train(model, data(tokenizer), settings, OPTIMIZER, tmp_path / "s", progress=progress)
+    for expected, actual in zip(whole.parameters(), model.parameters(), strict=True):
+        assert torch.equal(expected, actual)
+
+
+def test_the_best_weights_are_kept_and_only_the_newest_checkpoints(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    settings = loop.LoopSettings(
+        max_steps=8, batch_size=2, save_every=1, eval_every=1, keep_checkpoints=3, keep_best=True
+    )
+    model, held_out = tiny(), [data(tokenizer).next_batch(2)]
+    progress = Progress(tmp_path, Console(quiet=True))
+    outcome = loop.train(
+        model, data(tokenizer), settings, OPTIMIZER, tmp_path, held_out=held_out, progress=progress
+    )
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    best = min(rows, key=lambda row: row["held_out_loss"])
+    assert outcome.best is not None
+    assert outcome.best == (best["step"], pytest.approx(best["held_out_loss"], abs=1e-6))
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["best.pt", "step-00000006.pt", "step-00000007.pt", "step-00000008.pt"]
+    other = tiny()
+    assert Checkpoints(tmp_path / "checkpoints").load_best(other) == outcome.best
+    assert loop.evaluate(other, held_out) == pytest.approx(best["held_out_loss"], abs=1e-6)
+
+
+def test_the_heads_own_loss_equals_torchs_with_its_gradients() -> None:
+    generator = torch.Generator().manual_seed(0)
+    head = torch.nn.Linear(16, 50, bias=False)
+    hidden = torch.randn(1100, 16, generator=generator, requires_grad=True)
+    labels = torch.randint(0, 50, (1100,), generator=generator)
+    losses.head_loss(head, hidden, labels).mul(0.5).backward()
+    ours = hidden.grad, head.weight.grad
+    hidden.grad = head.weight.grad = None
+    F.cross_entropy(head(hidden), labels, reduction="sum").mul(0.5).backward()
+    torch.testing.assert_close(ours[0], hidden.grad, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(ours[1], head.weight.grad, rtol=1e-5, atol=1e-4)
+
+
+def test_frozen_weights_are_not_in_a_checkpoint(tmp_path: Path) -> None:
+    model = tiny()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.endswith("norm.weight"))
+    Checkpoints(tmp_path).save(1, model, [], {})
+    assert list(torch.load(tmp_path / "step-00000001.pt")["model"]) == ["norm.weight"]
 
 
 RECIPE = """

@@ -33,6 +33,28 @@ def test_labels_are_the_next_token_of_the_same_document() -> None:
     assert batch.num_learnt == 4
 
 
+def test_only_learnt_tokens_are_labels() -> None:
+    batch = stack([[[5, 6, 7], [8, 9]]], 4, 0, learnt=[[[False, False, True], [True, True]]])
+    assert batch.labels_BT.tolist() == [[IGNORE, 7, 9, IGNORE]]
+
+
+def test_flat_batches_hold_the_same_documents_without_padding() -> None:
+    batch = stack([[[5, 6, 7], [8, 9]], [[1, 2]]], seq_length=4, pad=0)
+    flat = batch.flat()
+    assert flat.tokens_BT.tolist() == [[5, 6, 8, 1]]
+    assert flat.labels_BT.tolist() == [[6, 7, 9, 2]]
+    assert flat.positions_BT.tolist() == [[0, 1, 0, 0]]
+    assert flat.lengths == ((2, 1, 1),)
+    assert batch.num_tokens == flat.num_tokens == 4
+
+
+def test_rows_of_a_batch_are_a_batch() -> None:
+    batch = stack([[[5, 6]], [[7, 8, 9]], [[1, 2]]], seq_length=4, pad=0)
+    assert batch.rows(1, 3).tokens_BT.tolist() == [[7, 8, 0, 0], [1, 0, 0, 0]]
+    assert batch.rows(0, None, 2).lengths == ((1, 3), (1, 3))
+    assert batch.rows(0, None, 2).padding == (3, 3)
+
+
 def test_rows_are_full_but_for_less_than_a_piece(tokenizer: Tokenizer) -> None:
     batch = stream(tokenizer).next_batch(30)
     assert all(sum(row) == 128 for row in batch.lengths)

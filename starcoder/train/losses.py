@@ -1,0 +1,77 @@
+"""The next-token loss over the positions that are learnt, without ever holding all logits.
+
+Logits of `_ROWS` positions exist at once, and their gradient is made where they lie, in the forward pass:
+a vocabulary of 49k columns costs its two (or three) matrix products and little else.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from starcoder.model import Transformer, documents
+from starcoder.train.packing import IGNORE, Batch
+
+_ROWS = 512  # fewer make the products slower (512: 87 GFLOP/s a core here, 64: 57); more cost 100 KB each
+
+
+def sum_loss(model: Transformer, batch: Batch) -> Tensor:
+    """Summed cross-entropy in nats over the learnt positions; no logits of the others are made."""
+    batch = batch.flat()
+    device = model.embed.weight.device
+    attend = documents(batch.lengths, model.config.sliding_window)
+    hidden_BTD = model(batch.tokens_BT.to(device), batch.positions_BT.to(device), attend)
+    labels = batch.labels_BT.flatten()
+    learnt = (labels != IGNORE).nonzero().squeeze(1)
+    hidden = hidden_BTD.flatten(0, 1)[learnt.to(device)]
+    return head_loss(model.head, hidden, labels[learnt].to(device))
+
+
+def head_loss(head: nn.Module, hidden: Tensor, labels: Tensor) -> Tensor:
+    """Summed cross-entropy in nats of `head(hidden)` (n, V) against `labels` (n,)."""
+    kind = hidden.device.type
+    if torch.is_autocast_enabled(kind):
+        hidden = hidden.to(torch.get_autocast_dtype(kind))
+    if type(head) is nn.Linear and head.bias is None and torch.is_grad_enabled():
+        loss: Tensor = _HeadLoss.apply(hidden, head.weight, labels)  # type: ignore[no-untyped-call]
+        return loss
+    parts = zip(torch.split(hidden, _ROWS), torch.split(labels, _ROWS), strict=True)
+    losses = [F.cross_entropy(head(h).float(), y, reduction="sum") for h, y in parts]
+    return torch.stack(losses).sum()
+
+
+class _HeadLoss(torch.autograd.Function):
+    """Product with the head's weight and cross-entropy in one. Gradient of softmax: p - onehot."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+        needs_hidden, needs_weight = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
+        weight = weight.to(hidden.dtype)
+        total = torch.zeros((), device=hidden.device)
+        hidden_grad = torch.empty_like(hidden) if needs_hidden else None
+        weight_grad = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
+        for start in range(0, hidden.size(0), _ROWS):
+            part = slice(start, start + _ROWS)
+            logprobs = F.log_softmax((hidden[part] @ weight.T).float(), dim=-1)
+            at = labels[part, None]
+            total -= logprobs.gather(1, at).sum()
+            grad = logprobs.exp_()
+            grad.scatter_add_(1, at, torch.full_like(at, -1, dtype=grad.dtype))
+            grad = grad.to(hidden.dtype)
+            if hidden_grad is not None:
+                torch.mm(grad, weight, out=hidden_grad[part])
+            if weight_grad is not None:
+                weight_grad.add_((grad.T @ hidden[part]).float())
+        ctx.save_for_backward(hidden_grad, weight_grad)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        hidden_grad, weight_grad = ctx.saved_tensors
+        (scale,) = grads
+        return (
+            None if hidden_grad is None else hidden_grad * scale.to(hidden_grad.dtype),
+            None if weight_grad is None else weight_grad * scale,
+            None,
+        )
