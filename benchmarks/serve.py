@@ -100,6 +100,12 @@ def wait(url: str) -> None:
     raise SystemExit(f"{url} does not start")
 
 
+def client_of(url: str) -> httpx.AsyncClient:
+    """A new connection for each request: llama.cpp's server closes some that were said to be kept."""
+    limits = httpx.Limits(max_keepalive_connections=0)
+    return httpx.AsyncClient(base_url=url, timeout=600, trust_env=False, limits=limits)
+
+
 async def complete(http: httpx.AsyncClient, path: str, body: dict[str, Any]) -> dict[str, float]:
     """One streamed completion: seconds in all and to the first event, tokens made and prefilled."""
     body = body | {"temperature": 0, "ignore_eos": True, "stream": True}
@@ -131,7 +137,7 @@ async def throughput(url: str, prompts: Sequence[str], num_clients: int) -> floa
             made += (await complete(http, "/completion", body))["made"]
         return made
 
-    async with httpx.AsyncClient(base_url=url, timeout=600, trust_env=False) as http:
+    async with client_of(url) as http:
         start = time.perf_counter()
         made = sum(await asyncio.gather(*(client(http) for _ in range(num_clients))))
         return made / (time.perf_counter() - start)
@@ -142,7 +148,7 @@ async def editing(url: str, text: Text, *, round_: int, has_suffix: bool, layout
     decode, ids, grown = text.tokenizer.decode, text.argparse_ids, PREFIX + TYPED * KEYSTROKES
     suffix = decode(ids[grown : grown + SUFFIX]) if has_suffix else ""
     seen = []
-    async with httpx.AsyncClient(base_url=url, timeout=600, trust_env=False) as http:
+    async with client_of(url) as http:
         for keystroke in range(KEYSTROKES):
             # Another first line per round, so that a round begins cold.
             prefix = f"# session {round_} {has_suffix}\n" + decode(ids[: PREFIX + TYPED * keystroke])
