@@ -1,0 +1,1 @@
+"""Evaluation: problems, completions, the sandbox that runs them, and scores."""
