@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from starcoder.config import ModelConfig
 
@@ -123,6 +124,7 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
         self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.is_recomputed = False  # training: forget what is inside blocks, compute it again for gradients
         self.tie()
 
     def tie(self) -> None:
@@ -139,7 +141,10 @@ class Transformer(nn.Module):
         else:
             rotary = self._rotary(positions_BT, x_BTD.dtype)
         for block in self.blocks:
-            x_BTD = block(x_BTD, rotary, attend)
+            if self.is_recomputed and torch.is_grad_enabled():
+                x_BTD = checkpoint(block, x_BTD, rotary, attend, use_reentrant=False)
+            else:
+                x_BTD = block(x_BTD, rotary, attend)
         out: Tensor = self.norm(x_BTD)
         return out
 

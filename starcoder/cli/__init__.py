@@ -21,6 +21,7 @@ from starcoder.cli import (
     doctor,
     editor_config,
     export,
+    finetune,
     generate,
     mistakes,
     plan,
@@ -71,7 +72,7 @@ def build() -> App:
         help_format="plaintext",
     )
     serving = (generate, complete, serve, editor_config)
-    for verb in (*serving, plan, quantize, bench, export, pretrain, doctor):
+    for verb in (*serving, plan, quantize, bench, export, finetune, pretrain, doctor):
         app.command(verb.run, name=verb.__name__.rpartition(".")[2].replace("_", "-"))
     return app
 

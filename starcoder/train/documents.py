@@ -4,10 +4,14 @@ FIM works as the family was trained: on characters, per document, after cutting 
 encoded separately. Source: bigcode-project/Megatron-LM `megatron/data/gpt_dataset.py`.
 """
 
+import ast
 import json
 import random
+import re
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 from starcoder.errors import ConfigError
@@ -19,10 +23,15 @@ MAX_CHARACTERS_PER_TOKEN = 12  # an upper bound good enough to encode a window i
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FimSettings:
-    """How often documents are turned into infills, and how many of those are in SPM order."""
+    """How often documents are turned into infills, and how many of those are in SPM order.
+
+    `syntax_rate` of the infills of Python lack a whole piece of syntax, the others any span of characters.
+    Source: AST-FIM, arXiv:2506.00204.
+    """
 
     rate: float = 0.5
     spm_rate: float = 0.5
+    syntax_rate: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,21 +73,63 @@ def _read_jsonl(path: Path) -> Iterator[str]:
                 ) from None
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Frame:
+    """What stands around a document's text: it is never infilled.
+
+    `tags` come before the text, inside an infill's prefix; `lead` first characters of the text are a header.
+    """
+
+    tags: tuple[int, ...] = ()
+    lead: int = 0
+    ends: bool = True  # end-of-text follows the document, and every middle
+    spans: tuple[tuple[int, int], ...] = ()  # characters of whole pieces of syntax
+
+
+PLAIN = Frame()
+
+
 def cut_piece(
-    text: str, start: int, room: int, tokenizer: Tokenizer, fim: FimSettings, rng: random.Random
+    text: str,
+    start: int,
+    room: int,
+    tokenizer: Tokenizer,
+    fim: FimSettings,
+    rng: random.Random,
+    frame: Frame = PLAIN,
 ) -> Piece:
     """The next piece of `text` from character `start`, at most `room` tokens long.
 
-    End-of-text follows where the document ends, and after every infilled middle.
+    End-of-text follows where the document ends, and after every infilled middle. The frame's tags and
+    header belong to the first piece.
     """
-    eos = tokenizer.sentinels.eos
+    tags = list(frame.tags) if start == 0 else []
+    eos = [tokenizer.sentinels.eos] if frame.ends else []
     is_infill = rng.random() < fim.rate
     slack = 8 if is_infill else 1  # four sentinels and end-of-text, and what encoding apart adds
-    part, tokens = _cut(text, start, room - slack, tokenizer)
+    part, tokens = _cut(text, start, room - slack - len(tags), tokenizer)
     end = start + len(part)
-    if is_infill and len(part) > 2:
-        return Piece(_infill(part, room, tokenizer, fim, rng), end)
-    return Piece([*tokens, eos] if end == len(text) else tokens, end)
+    fixed = max(0, frame.lead - start)
+    if is_infill and len(part) - fixed > 2:
+        first, second = _hole(len(part), fixed, start, frame, fim, rng)
+        layout: FimLayout = "spm" if rng.random() < fim.spm_rate else "psm"
+        infill = _infill(part, (first, second), layout, room - len(tags), tokenizer, tags)
+        return Piece([*infill, *eos][:room], end)
+    return Piece([*tags, *tokens, *(eos if end == len(text) else [])], end)
+
+
+def _hole(
+    length: int, fixed: int, start: int, frame: Frame, fim: FimSettings, rng: random.Random
+) -> tuple[int, int]:
+    """Where the middle begins and ends in a part of `length` characters that starts at `start`."""
+    if frame.spans and rng.random() < fim.syntax_rate:
+        inside = [
+            (a - start, b - start) for a, b in frame.spans if a - start >= fixed and b - start <= length
+        ]
+        if inside:
+            return rng.choice(inside)
+    first, second = sorted(rng.sample(range(fixed, length + 1), 2))
+    return first, second
 
 
 def _cut(text: str, start: int, limit: int, tokenizer: Tokenizer) -> tuple[str, list[int]]:
@@ -95,12 +146,38 @@ def _cut(text: str, start: int, limit: int, tokenizer: Tokenizer) -> tuple[str, 
     raise AssertionError("a character of at most four bytes fits in any room that pieces are cut for")
 
 
-def _infill(part: str, room: int, tokenizer: Tokenizer, fim: FimSettings, rng: random.Random) -> list[int]:
-    first, second = sorted(rng.sample(range(len(part) + 1), 2))
+def _infill(
+    part: str, hole: tuple[int, int], layout: FimLayout, room: int, tokenizer: Tokenizer, tags: list[int]
+) -> list[int]:
+    first, second = hole
     prefix, middle, suffix = (tokenizer.encode(x) for x in (part[:first], part[first:second], part[second:]))
     over = len(prefix) + len(middle) + len(suffix) + 4 - room
     if over > 0:  # rare: encoding the parts apart took more tokens than the slack
         suffix = suffix[: max(0, len(suffix) - over)]
-    layout: FimLayout = "spm" if rng.random() < fim.spm_rate else "psm"
-    prompt = join_fim(layout, prefix, suffix, tokenizer.sentinels)
-    return [*prompt, *middle, tokenizer.sentinels.eos][:room]
+    return [*join_fim(layout, [*tags, *prefix], suffix, tokenizer.sentinels), *middle]
+
+
+def syntax_spans(text: str) -> tuple[tuple[int, int], ...]:
+    """Characters of every statement and expression of Python source; () of what does not parse.
+
+    Pieces shorter than 3 characters are left out, and so is the module itself.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SyntaxWarning)  # of the user's sources
+            tree = ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return ()
+    lines = text.splitlines(keepends=True) if "\f" not in text else re.split(r"(?<=\n)", text)
+    starts = list(accumulate(map(len, lines), initial=0))
+
+    def place(line: int, column: int) -> int:
+        row = lines[line - 1]
+        return starts[line - 1] + (column if row.isascii() else len(row.encode()[:column].decode()))
+
+    found = {
+        (place(node.lineno, node.col_offset), place(node.end_lineno, node.end_col_offset))
+        for node in ast.walk(tree)
+        if isinstance(node, ast.stmt | ast.expr) and node.end_lineno and node.end_col_offset is not None
+    }
+    return tuple(sorted(span for span in found if span[1] - span[0] >= 3))

@@ -221,7 +221,7 @@ class _Run:
             if rows <= 1:
                 raise CapacityError(
                     f"out of memory with one row of {batch.tokens_BT.size(1)} tokens at a time",
-                    "shorten the rows, recompute activations or choose qlora; `starcoder plan` tells what fits",
+                    "shorten rows, recompute activations or choose qlora; `starcoder plan` tells what fits",
                 )
             self.micro_batch_size = rows // 2
             log.warning("out of memory: %d rows at a time from here on, not %d", self.micro_batch_size, rows)

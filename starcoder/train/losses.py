@@ -34,7 +34,7 @@ def head_loss(head: nn.Module, hidden: Tensor, labels: Tensor) -> Tensor:
     if torch.is_autocast_enabled(kind):
         hidden = hidden.to(torch.get_autocast_dtype(kind))
     if type(head) is nn.Linear and head.bias is None and torch.is_grad_enabled():
-        loss: Tensor = _HeadLoss.apply(hidden, head.weight, labels)  # type: ignore[no-untyped-call]
+        loss: Tensor = _HeadLoss.apply(hidden, head.weight, labels)
         return loss
     parts = zip(torch.split(hidden, _ROWS), torch.split(labels, _ROWS), strict=True)
     losses = [F.cross_entropy(head(h).float(), y, reduction="sum") for h, y in parts]

@@ -12,6 +12,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from starcoder.errors import ConfigError
+
 Schedule = Literal["cosine", "wsd", "linear", "constant"]
 
 
@@ -28,6 +30,7 @@ class OptimizerSettings:
     decay_share: float = 0.3  # wsd: the share of all steps in which the rate falls to its floor
     final_share: float = 0.0  # the floor, as a share of the peak
     clip_norm: float = 1.0
+    is_8bit: bool = False  # AdamW's moments in 8 bits, through bitsandbytes: a CUDA device only
 
 
 def rate_at(step: int, max_steps: int, settings: OptimizerSettings) -> float:
@@ -89,6 +92,19 @@ def orthogonalize(matrix: Tensor, steps: int = 5) -> Tensor:
     return out
 
 
+def _adamw(groups: list[dict[str, Any]], settings: OptimizerSettings) -> torch.optim.Optimizer:
+    if not settings.is_8bit:
+        return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, fused=True)
+    try:
+        from bitsandbytes.optim import AdamW8bit  # type: ignore[import-not-found]
+    except ImportError:
+        raise ConfigError("8-bit AdamW needs bitsandbytes", "pip install bitsandbytes") from None
+    if not torch.cuda.is_available():
+        raise ConfigError("8-bit AdamW needs a CUDA device", "leave --optimizer at adamw")
+    made: torch.optim.Optimizer = AdamW8bit(groups, lr=settings.learning_rate, betas=settings.betas)
+    return made
+
+
 def build(model: nn.Module, settings: OptimizerSettings) -> list[torch.optim.Optimizer]:
     """Optimizers over `model`'s trainable parameters; each group keeps its peak rate in `peak_lr`."""
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
@@ -100,11 +116,7 @@ def build(model: nn.Module, settings: OptimizerSettings) -> list[torch.optim.Opt
         {"params": [p for p in rest if p.dim() > 1], "weight_decay": settings.weight_decay},
         {"params": [p for p in rest if p.dim() <= 1], "weight_decay": 0.0},
     ]
-    optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(
-            [g for g in groups if g["params"]], lr=settings.learning_rate, betas=settings.betas, fused=True
-        )
-    ]
+    optimizers = [_adamw([g for g in groups if g["params"]], settings)]
     if settings.muon_learning_rate is not None and matrices:
         optimizers.append(Muon(matrices, settings.muon_learning_rate, settings.weight_decay))
     for optimizer in optimizers:

@@ -3,8 +3,9 @@
 import json
 import logging
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol
 
 from rich.console import Console
 from rich.progress import (
@@ -18,19 +19,42 @@ from rich.progress import (
     Progress as Bar,
 )
 
+from starcoder.errors import ConfigError
+
 log = logging.getLogger(__name__)
 
 _SMOOTHING = 0.98
 
 
+Service = Literal["wandb", "tensorboard", "trackio"]
+
+
+class Tracker(Protocol):
+    """A service that is told of every step."""
+
+    def log(self, step: int, row: Mapping[str, float]) -> None: ...
+
+    def finish(self) -> None: ...
+
+
 class Progress:
     """Writes one line of `metrics.jsonl` per step and shows the run on `console`.
 
-    A console that is no terminal gets one line every `line_every_s` seconds instead of a bar.
+    A console that is no terminal gets one line every `line_every_s` seconds instead of a bar. With
+    `peak_tokens_per_s`, what the device would do at its peak, the share of it is shown as MFU.
     """
 
-    def __init__(self, output: Path, console: Console, *, line_every_s: float = 30.0):
+    def __init__(
+        self,
+        output: Path,
+        console: Console,
+        *,
+        line_every_s: float = 30.0,
+        peak_tokens_per_s: float | None = None,
+        trackers: tuple[Tracker, ...] = (),
+    ):
         self.path, self.console, self.line_every_s = output / "metrics.jsonl", console, line_every_s
+        self.peak_tokens_per_s, self.trackers = peak_tokens_per_s, trackers
         self._bar: Bar | None = None
         self._task: TaskID | None = None
         self._smooth, self._held_out, self._last_line_s = 0.0, "", 0.0
@@ -57,6 +81,10 @@ class Progress:
     def step(self, step: int, row: dict[str, float]) -> None:
         """Record one finished step."""
         row = {"step": step, "tokens": step * self.tokens_per_step, "time": time.time(), **row}
+        if self.peak_tokens_per_s:
+            row["mfu"] = row["tokens_per_s"] / self.peak_tokens_per_s
+        for tracker in self.trackers:
+            tracker.log(step, row)
         with self.path.open("a") as file:
             file.write(json.dumps({k: round(v, 6) for k, v in row.items()}) + "\n")
         weight = _SMOOTHING if self._smooth else 0.0
@@ -64,6 +92,7 @@ class Progress:
         if "held_out_loss" in row:
             self._held_out = f"  held-out {row['held_out_loss']:.3f}"
         line = f"loss {self._smooth:.3f}{self._held_out}  {row['tokens_per_s']:,.0f} tokens/s"
+        line += f"  MFU {row['mfu']:.0%}" if "mfu" in row else ""
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=step, description=line)
         elif time.perf_counter() - self._last_line_s > self.line_every_s or step == self.last:
@@ -76,10 +105,55 @@ class Progress:
         """Close the bar and, where matplotlib is installed, draw `loss.png` beside the metrics."""
         if self._bar is not None:
             self._bar.stop()
+        for tracker in self.trackers:
+            tracker.finish()
         try:
             plot_loss(self.path, self.path.with_name("loss.png"))
         except ImportError:
             log.info("matplotlib is not installed: no loss.png")
+
+
+def connect(service: Service, output: Path, settings: Mapping[str, object]) -> Tracker:
+    """A tracker for this run, named after its folder.
+
+    Raises:
+        ConfigError: the service's package is not installed.
+    """
+    try:
+        if service == "tensorboard":
+            from torch.utils.tensorboard import SummaryWriter
+
+            return _TensorBoard(SummaryWriter(str(output / "tensorboard")))
+        module: Any = __import__(service)
+    except ImportError:
+        raise ConfigError(f"--report-to {service} needs {service}", f"pip install {service}") from None
+    module.init(project="starcoder", name=output.name, config=dict(settings))
+    return _Module(module)
+
+
+class _Module:
+    """wandb, and trackio, which has the same functions."""
+
+    def __init__(self, module: Any):
+        self._module = module
+
+    def log(self, step: int, row: Mapping[str, float]) -> None:
+        self._module.log(dict(row), step=step)
+
+    def finish(self) -> None:
+        self._module.finish()
+
+
+class _TensorBoard:
+    def __init__(self, writer: Any):
+        self._writer = writer
+
+    def log(self, step: int, row: Mapping[str, float]) -> None:
+        for name, value in row.items():
+            self._writer.add_scalar(name, value, step)
+
+    def finish(self) -> None:
+        self._writer.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -1,8 +1,10 @@
-"""Trains a byte-level BPE tokenizer with StarCoder's special tokens at ids 0 to 18."""
+"""Trains a byte-level BPE tokenizer with StarCoder's special tokens at ids 0 to 18; adds tokens."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+
+from starcoder.tokenizer import Tokenizer
 
 # Source: bigcode/starcoder's tokenizer, serving facts in its tokenizer_config.json.
 SPECIAL_TOKENS = (
@@ -27,12 +29,25 @@ SPECIAL_TOKENS = (
     "<reponame>",
 )
 
+# What a checkpoint folder holds of its tokenizer.
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "generation_config.json",
+)
+
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path, max_length: int) -> None:
     """Write `tokenizer.json` and `tokenizer_config.json` under `folder`; digits stay single tokens."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import decoders, models, pre_tokenizers, trainers
 
-    tokenizer = Tokenizer(models.BPE())
+    tokenizer = Backend(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Digits(individual_digits=True),
@@ -62,3 +77,35 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path, max_len
         "additional_special_tokens": list(SPECIAL_TOKENS[1:]),
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1) + "\n")
+
+
+def add_tokens(source: Path, folder: Path, texts: Sequence[str], chat_template: str | None) -> Tokenizer:
+    """Load folder `source`'s tokenizer with more special tokens and a chat template, written to `folder`.
+
+    Texts that are special already keep their ids; the new ones follow the vocabulary in the order given.
+    """
+    tokenizer = Tokenizer.load(source)
+    new = [text for text in dict.fromkeys(texts) if text not in tokenizer.special_tokens]
+    ids = {text: tokenizer.vocab_size + n for n, text in enumerate(new)}
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file() and folder != source:
+            (folder / name).write_bytes((source / name).read_bytes())
+    document = json.loads((source / "tokenizer.json").read_text("utf-8"))
+    plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    added = [{"id": id, "content": text, **plain, "special": True} for text, id in ids.items()]
+    document["added_tokens"] = [*document.get("added_tokens", []), *added]
+    (folder / "tokenizer.json").write_text(json.dumps(document, ensure_ascii=False), "utf-8")
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    if new:
+        key = "additional_special_tokens" if "additional_special_tokens" in config else "extra_special_tokens"
+        config[key] = [*config.get(key, []), *new]
+        decoder = {str(token["id"]): {k: v for k, v in token.items() if k != "id"} for token in added}
+        if "added_tokens_decoder" in config:
+            config["added_tokens_decoder"] |= decoder
+    if chat_template is not None:
+        config.pop("chat_template", None)
+        (folder / "chat_template.jinja").write_text(chat_template, "utf-8")
+    path.write_text(json.dumps(config, indent=1) + "\n")
+    return Tokenizer.load(folder)

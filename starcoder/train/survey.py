@@ -1,0 +1,97 @@
+"""What a run is about to train on: counts over some documents, and three samples to look at.
+
+Refuses data of which nothing would be learnt, or, where a part should be masked, everything.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.text import Text
+
+from starcoder.errors import ConfigError
+from starcoder.tokenizer import Tokenizer
+from starcoder.train.examples import Code, Example, Format, Pairs
+from starcoder.train.sources import Row
+
+_SHOWN_CHARACTERS = 1200
+_DOCUMENTS = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """Of the documents looked at: how long they are and how much of them is learnt."""
+
+    num_documents: int
+    num_examples: int
+    num_tokens: int
+    num_learnt: int
+    num_cut: int  # examples that go on beyond their room
+    num_empty: int  # documents that teach nothing and are left out
+    samples: tuple[Example, ...]
+
+    @property
+    def tokens_per_document(self) -> float:
+        return self.num_tokens / self.num_documents
+
+    @property
+    def summary(self) -> str:
+        learnt = self.num_learnt / max(1, self.num_tokens - self.num_examples)
+        notes = [
+            f"{self.tokens_per_document:,.0f} tokens a document",
+            f"{learnt:.0%} of them learnt",
+            f"{self.num_cut} of {self.num_examples} examples cut to length",
+        ]
+        return ", ".join([*notes, *([f"{self.num_empty} documents left out"] if self.num_empty else [])])
+
+
+def survey(rows: Sequence[Row], form: Format, seq_length: int, *, samples: int = 3) -> Survey:
+    """Look at up to 200 of the rows as they will be trained on.
+
+    Raises:
+        ConfigError: nothing is learnt of any of them, or nothing is masked where questions should be.
+    """
+    looked_at = rows[:_DOCUMENTS]
+    made = [form(row, seq_length + 1, random.Random(f"survey {n}")) for n, row in enumerate(looked_at)]
+    examples = [example for of_row in made for example in of_row]
+    num_learnt = sum(example.num_learnt for example in examples)
+    num_tokens = sum(len(example.tokens) for example in examples)
+    if not num_learnt:
+        raise ConfigError(
+            f"nothing would be learnt from any of {len(looked_at)} documents: all is masked or empty",
+            "are the columns right, do dialogues have assistant turns, do they fit --seq-length?",
+        )
+    is_masked = not isinstance(form, Code) and not (isinstance(form, Pairs) and form.learn_prompts)
+    if is_masked and all(all(example.learnt) for example in examples):
+        raise ConfigError(
+            "nothing is masked: questions would be learnt as well as answers",
+            "check the template and its columns; --learn-prompts if this is what you want",
+        )
+    chosen = tuple(of_row[0] for of_row in made if of_row)[:samples]
+    return Survey(
+        num_documents=len(looked_at),
+        num_examples=len(examples),
+        num_tokens=num_tokens,
+        num_learnt=num_learnt,
+        num_cut=sum(example.is_cut for example in examples),
+        num_empty=sum(not of_row for of_row in made),
+        samples=chosen,
+    )
+
+
+def colored(example: Example, tokenizer: Tokenizer) -> Text:
+    """The example's text: learnt tokens green, masked ones dim; without colours learnt parts stand in ⟦⟧."""
+    text = Text()
+    start = 0
+    while start < len(example.tokens):
+        stop = start
+        while stop < len(example.tokens) and example.learnt[stop] == example.learnt[start]:
+            stop += 1
+        piece, is_learnt = tokenizer.decode(example.tokens[start:stop]), example.learnt[start]
+        if len(text) + len(piece) > _SHOWN_CHARACTERS:
+            piece = piece[: max(0, _SHOWN_CHARACTERS - len(text))] + " ..."
+        text.append(f"⟦{piece}⟧" if is_learnt else piece, style="green" if is_learnt else "dim")
+        if len(text) > _SHOWN_CHARACTERS:
+            break
+        start = stop
+    return text

@@ -1,0 +1,283 @@
+"""`starcoder finetune` from flags and recipes to an output folder, with the old scripts' flag names."""
+
+import json
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from starcoder import checkpoint
+from starcoder.checkpoint.adapting import load_adapter
+from starcoder.cli import build, main
+from starcoder.cli.finetune import FinetuneOptions
+from starcoder.model import causal
+from starcoder.tokenizer import Tokenizer
+from starcoder.train.progress import read_metrics
+
+RECIPES = sorted(Path(__file__).parents[2].glob("recipes/*.toml"))
+OLD = """finetune --model_path="bigcode/starcoder" --dataset_name="ArmelR/stack-exchange-instruction"
+ --subset="data/finetune" --split="train" --size_valid_set 10000 --streaming --seq_length 2048
+ --max_steps 1000 --batch_size 1 --input_column_name="question" --output_column_name="response"
+ --gradient_accumulation_steps 16
+ --learning_rate 1e-4 --lr_scheduler_type="cosine" --num_warmup_steps 100 --weight_decay 0.05
+ --output_dir="./checkpoints" """
+
+
+def parsed(line: str) -> FinetuneOptions:
+    _, bound, _ = build().parse_args(shlex.split(line), print_error=False, exit_on_error=False)
+    return bound.arguments["options"]
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    path = tmp_path / "pairs.jsonl"
+    rows = [{"question": f"add {n} and one", "answer": f"return {n} + 1"} for n in range(60)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def finetune(folder: Path, data: Path, output: Path, *flags: str) -> int:
+    small = {"--seq-length": "128", "--batch-size": "1", "--gradient-accumulation-steps": "2"}
+    small |= {"--device": "cpu", "--learning-rate": "5e-3"}
+    defaults = [word for name, value in small.items() if name not in flags for word in (name, value)]
+    places = ["--model", str(folder), "--data", str(data), "--output", str(output)]
+    return main(["finetune", *places, *defaults, *flags])
+
+
+def test_the_original_projects_own_command_is_understood() -> None:
+    options = parsed(OLD)
+    assert options.model.model == "bigcode/starcoder"
+    assert (options.data.data, options.data.subset) == ("ArmelR/stack-exchange-instruction", "data/finetune")
+    assert options.data.streaming
+    assert options.data.validation_documents == 10_000
+    assert (options.data.prompt_column, options.data.completion_column) == ("question", "response")
+    training = options.training
+    assert (training.max_steps, training.batch_size, training.gradient_accumulation_steps) == (1000, 1, 16)
+    assert (training.learning_rate, training.schedule, training.warmup_steps) == (1e-4, "cosine", 100)
+    assert options.run.output == "./checkpoints"
+
+
+def test_the_other_flags_of_the_original_are_understood() -> None:
+    options = parsed(
+        "finetune --lora_r 8 --lora_alpha 16 --lora_dropout 0.1 --eval_freq 7 --save_freq 9 --no_fp16 --bf16 "
+        "--no_gradient_checkpointing --log_freq 3 --num_workers 2 --seed 5 --local_rank 0 --shuffle_buffer 10"
+    )
+    assert (options.model.rank, options.model.alpha, options.model.dropout) == (8, 16, 0.1)
+    assert (options.run.eval_every, options.run.save_every, options.training.seed) == (7, 9, 5)
+
+
+@pytest.mark.parametrize("recipe", [r for r in RECIPES if r.stem != "nano"], ids=lambda path: path.stem)
+def test_every_recipe_is_understood(recipe: Path) -> None:
+    options = parsed(f"finetune {recipe} --output elsewhere")
+    assert options.run.output == "elsewhere", "the command line goes before the recipe"
+    assert options.data.data
+
+
+def test_an_adapter_learns_and_goes_back_on_its_model(
+    folder: Path, pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert finetune(folder, pairs, tmp_path / "run", "--max-steps", "30", "--json", "--eval-every", "10") == 0
+    out, err = capsys.readouterr()
+    report = json.loads(out)
+    assert report["steps"] == 30
+    assert report["held_out_loss_after"] < report["held_out_loss_before"] - 0.5
+    assert "⟦ return" in err
+    run = tmp_path / "run"
+    assert {row["when"] for row in map(json.loads, (run / "samples.jsonl").read_text().splitlines())} == {
+        "before",
+        "after",
+    }
+    assert (run / "loss.png").read_bytes().startswith(b"\x89PNG")
+    rows = read_metrics(run / "metrics.jsonl")
+    assert [row["step"] for row in rows] == list(range(1, 31))
+    assert all(row["mfu"] > 0 for row in rows)
+    base, tuned = checkpoint.load(folder), checkpoint.load(folder)
+    load_adapter(tuned, run)
+    ids = torch.tensor([Tokenizer.load(run).encode("Question: add 3 and one\n\nAnswer: return 3")])
+    positions = torch.arange(ids.size(1))[None]
+    with torch.no_grad():
+        before, after = (m.head(m(ids, positions, causal())) for m in (base, tuned))
+    assert float((before - after).abs().max()) > 0.1
+
+
+def test_a_chat_is_learnt_in_full_with_tokens_of_its_own(folder: Path, tmp_path: Path) -> None:
+    data, run = tmp_path / "chat.jsonl", tmp_path / "run"
+    talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes."}]
+    data.write_text(f"{json.dumps({'messages': talk})}\n" * 20)
+    assert finetune(folder, data, run, "--method", "full", "--max-steps", "40", "--fim-rate", "0") == 0
+    tokenizer, model = Tokenizer.load(run), checkpoint.load(run)
+    end = tokenizer.special_tokens["<|end|>"]
+    assert model.config.vocab_size == tokenizer.vocab_size > checkpoint.load(folder).config.vocab_size
+    prompt = tokenizer.encode_with_special("<|user|>\nHi<|end|>\n<|assistant|>\nYes.")
+    ids = torch.tensor([prompt])
+    with torch.no_grad():
+        hidden = model(ids, torch.arange(len(prompt))[None], causal())
+    assert int(model.head(hidden[0, -1]).argmax()) == end, "it learnt how its turn ends"
+    assert tokenizer.chat_template is not None
+    from transformers import AutoTokenizer
+
+    theirs = AutoTokenizer.from_pretrained(run)
+    assert theirs("<|user|>")["input_ids"] == [tokenizer.special_tokens["<|user|>"]]
+
+
+def test_new_tokens_and_adapters_do_not_go_together(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "chat.jsonl"
+    talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes."}]
+    data.write_text(f"{json.dumps({'messages': talk})}\n" * 20)
+    assert finetune(folder, data, tmp_path / "run") == 2
+    assert "--method full" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("method", ["qlora", "full"])
+def test_methods_learn_plain_code(folder: Path, tmp_path: Path, method: str) -> None:
+    source = tmp_path / "project"
+    source.mkdir()
+    for n in range(12):
+        (source / f"m{n}.py").write_text(f"def add_{n}(first, second):\n    return first + second\n" * 4)
+    run = tmp_path / "run"
+    assert finetune(folder, source, run, "--method", method, "--max-steps", "20", "--eval-every", "5") == 0
+    rows = read_metrics(run / "metrics.jsonl")
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    assert (run / ("adapter_model.safetensors" if method == "qlora" else "model.safetensors")).is_file()
+
+
+def test_packing_is_verified_on_the_users_own_model_and_data(
+    folder: Path, pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert finetune(folder, pairs, tmp_path / "run", "--method", "full", "--verify-packing") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["is_equal"]
+    assert report["num_documents"] > 1
+    assert max(report["logits"], report["gradients"]) < 1e-5
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--prompt-column", "question", "--completion-column", "response "], "no column 'response '"),
+        (["--seq-length", "0"], "expected at least 1"),
+        (["--seq-length", "4096"], "the model has 512 positions"),
+        (["--fim-rate", "2"], "expected 0 to 1"),
+        (["--optimizer", "adamw8bit"], "8-bit AdamW needs"),
+        (["--template", "{prompt}"], "once each"),
+        (["--precision", "float16"], "does not train on cpu"),
+    ],
+)
+def test_mistakes_are_two_lines(
+    folder: Path,
+    pairs: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    flags: list[str],
+    message: str,
+) -> None:
+    assert finetune(folder, pairs, tmp_path / "run", *flags) == 2
+    *_, error, hint = capsys.readouterr().err.splitlines()
+    assert error.startswith("error: ")
+    assert message in error
+    assert hint.startswith("hint: ")
+
+
+def test_another_recipe_does_not_go_on_with_a_run(
+    folder: Path, pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert finetune(folder, pairs, tmp_path / "run", "--max-steps", "2") == 0
+    assert finetune(folder, pairs, tmp_path / "run", "--max-steps", "2", "--seed", "1") == 1
+    assert "of another recipe" in capsys.readouterr().err
+
+
+def start(folder: Path, pairs: Path, output: Path, steps: int) -> subprocess.Popen[bytes]:
+    flags = [
+        "--max-steps",
+        steps,
+        "--save-every",
+        2,
+        "--eval-every",
+        10,
+        "--seq-length",
+        64,
+        "--batch-size",
+        2,
+    ]
+    flags += [
+        "--gradient-accumulation-steps",
+        1,
+        "--threads",
+        1,
+        "--device",
+        "cpu",
+        "--learning-rate",
+        "1e-3",
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        "starcoder",
+        "finetune",
+        "--model",
+        folder,
+        "--data",
+        pairs,
+        "-o",
+        output,
+    ]
+    return subprocess.Popen(
+        list(map(str, [*command, *flags])), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+
+
+def wait_for_checkpoint(process: subprocess.Popen[bytes], output: Path, step: int) -> None:
+    folder = output / "checkpoints"
+    while process.poll() is None:
+        newest = max((int(p.stem[5:]) for p in folder.glob("step-*.pt")), default=0)
+        if newest >= step:
+            return
+        time.sleep(0.002)
+
+
+def killed_again_and_again(folder: Path, pairs: Path, tmp_path: Path, steps: int, at: list[int]) -> None:
+    """Kill a run with LoRA, dropout and infills at these steps; it ends in the weights of one left alone."""
+    assert start(folder, pairs, tmp_path / "whole", steps).wait() == 0
+    killed = tmp_path / "killed"
+    for step in at:
+        process = start(folder, pairs, killed, steps)
+        wait_for_checkpoint(process, killed, step)
+        time.sleep(0.001 * (step * 7 % 23))  # anywhere in a step, or in writing a checkpoint
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert start(folder, pairs, killed, steps).wait() == 0
+    weights = [(x / "adapter_model.safetensors").read_bytes() for x in (tmp_path / "whole", killed)]
+    assert weights[0] == weights[1]
+    losses = [
+        [row["loss"] for row in read_metrics(tmp_path / x / "metrics.jsonl")] for x in ("whole", "killed")
+    ]
+    assert losses[0] == losses[1]
+
+
+def test_a_run_killed_twice_ends_in_the_same_adapter(folder: Path, pairs: Path, tmp_path: Path) -> None:
+    killed_again_and_again(folder, pairs, tmp_path, 60, [4, 30])
+
+
+@pytest.mark.slow
+def test_a_run_killed_twenty_times_ends_in_the_same_adapter(
+    folder: Path, pairs: Path, tmp_path: Path
+) -> None:
+    killed_again_and_again(folder, pairs, tmp_path, 800, [n * 38 + n % 5 for n in range(1, 21)])
+
+
+def test_a_run_told_to_end_saves_and_resumes(folder: Path, pairs: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = start(folder, pairs, run, 5000)
+    wait_for_checkpoint(process, run, 2)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == 143
+    last = read_metrics(run / "metrics.jsonl")[-1]["step"]
+    assert (run / "checkpoints" / f"step-{last:08d}.pt").is_file()
