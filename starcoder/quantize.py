@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from starcoder.errors import ConfigError
 from starcoder.kernels.ops import quantized_linear, quantized_rows
-from starcoder.kernels.packed import COLUMNS, Packed, Scheme, dequantize, packed_shapes
+from starcoder.kernels.packed import COLUMNS, Packed, Scheme, dequantize, pack, packed_shapes, unpack
 from starcoder.kernels.rounding import round_rows
 
 Method = Literal["nearest", "search"]
@@ -100,6 +100,13 @@ class QuantizedLinear(_Quantized):
             shape.group_size,
         )
         return out
+
+    def select(self, rows: Tensor) -> "QuantizedLinear":
+        """The layer of these outputs, a copy: what they multiply with stays exactly the same."""
+        integers, scales = unpack(self.packed)
+        rows = rows.to(integers.device)
+        part = pack(integers[rows], scales[rows], self._shape.scheme, self._shape.group_size)
+        return QuantizedLinear(part, None if self.bias is None else self.bias.detach()[rows])
 
 
 class QuantizedEmbedding(_Quantized):

@@ -60,6 +60,50 @@ def resolve_config(model: str | Path | None) -> Path:
         return Path(hf_hub_download(str(model), "config.json")).parent
 
 
+def resolve_adapter(adapter: str | Path) -> Path:
+    """The local folder of an adapter; text may be a hub id.
+
+    Raises:
+        CheckpointError: no such folder or repository, a gated repository, or no network.
+    """
+    folder = _local(adapter)
+    if folder is None:
+        from huggingface_hub import snapshot_download
+
+        with _explained(str(adapter)):
+            files = ["adapter_config.json", "adapter_model.safetensors", *TEXT_FILES]
+            folder = Path(snapshot_download(str(adapter), allow_patterns=files))
+    return folder
+
+
+def resolve_text(model: str | Path | None, adapter: str | Path | None = None) -> Path:
+    """The folder whose tokenizer and templates go with a model: the adapter's where it has its own.
+
+    Raises:
+        CheckpointError: as `resolve`.
+    """
+    if adapter is not None and (folder := resolve_adapter(adapter)).joinpath("tokenizer.json").is_file():
+        return folder
+    return resolve(model)
+
+
+def push(folder: Path, hub_id: str) -> str:
+    """Upload a folder to the hub, to a repository that is made private if it is new; its address.
+
+    Raises:
+        CheckpointError: the hub refuses, or cannot be reached.
+    """
+    from huggingface_hub import HfApi
+
+    if not _HUB_ID.fullmatch(hub_id):
+        raise CheckpointError(f"{hub_id!r} is not a name on the hub", "it looks like user/model")
+    with _explained(hub_id):
+        api = HfApi()
+        address = api.create_repo(hub_id, private=True, exist_ok=True)
+        api.upload_folder(repo_id=hub_id, folder_path=folder)
+        return str(address)
+
+
 def _local(model: str | Path | None) -> Path | None:
     """The folder of a model that is on this machine, None for a hub id."""
     if model is None:

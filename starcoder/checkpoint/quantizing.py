@@ -21,7 +21,7 @@ def quantize_folder(
         CheckpointError: as `load`.
         ConfigError: the checkpoint is quantized already, or there is something at `output`.
     """
-    _require_free(output)
+    require_free(output)
     folder = resolve(model)
     network, report = quantize(folder, scheme, method=method)
     part = output.with_name(f".{output.name}.{os.getpid()}.part")
@@ -31,13 +31,14 @@ def quantize_folder(
             for path in folder.glob(pattern):
                 if path.name != "config.json" and path.is_file():
                     shutil.copyfile(path, part / path.name)
-        _require_free(output)
+        require_free(output)
         os.replace(part, output)
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return report
 
 
-def _require_free(output: Path) -> None:
+def require_free(output: Path) -> None:
+    """Raises: ConfigError: there is something at `output`."""
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise ConfigError(f"there is something at '{output}' already", "give a folder that is new or empty")

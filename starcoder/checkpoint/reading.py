@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from starcoder.checkpoint import packed
+from starcoder.checkpoint.adapting import load_adapter
 from starcoder.checkpoint.files import DOWNLOAD_AGAIN, first_line, map_tensors, read_json, weight_files
-from starcoder.checkpoint.hub import resolve
+from starcoder.checkpoint.hub import resolve, resolve_adapter
 from starcoder.checkpoint.names import (
     EMBEDDING,
     HEAD,
@@ -34,6 +35,7 @@ from starcoder.quantize import (
     quantize_matrix,
     relative_error,
 )
+from starcoder.quantize import quantize as round_weights
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -47,6 +49,7 @@ def load(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
     quantize: Scheme | None = None,
+    adapter: str | Path | None = None,
 ) -> Transformer:
     """The network of a local folder or hub id, with its weights, in eval mode.
 
@@ -59,14 +62,23 @@ def load(
     folder that is quantized needs no word and stays mapped. `dtype` is then that of norms and biases:
     float32 on a CPU, bfloat16 elsewhere if None.
 
+    `adapter` is a folder or hub id in PEFT's format. It is merged in the dtype of the weights, which then all
+    lie in memory, before they are rounded: the network runs as fast as without.
+
     Raises:
         CheckpointError: no such checkpoint, or its files are missing, broken, of another family or shape.
-        ConfigError: this machine has no such device, or the folder is quantized otherwise.
+        ConfigError: this machine has no such device, the folder is quantized otherwise, or is quantized
+            where an adapter goes on.
     """
     target = _usable(device)
     folder = resolve(model)
     network = _empty(folder)
     stored = packed.scheme_of(folder)
+    if adapter is not None:
+        if stored is not None:
+            raise unmergeable(model, stored)
+        _fill_adapted(network, folder, resolve_adapter(adapter), quantize, target, dtype)
+        return network.eval()
     if stored is None and quantize is None:
         _fill(network, folder, target, dtype)
         return network.eval()
@@ -106,6 +118,14 @@ def quantize(model: str | Path, scheme: Scheme, *, method: Method = "search") ->
     return network.eval(), Report(tuple(layers), network.config.num_parameters, size_bytes)
 
 
+def unmergeable(model: str | Path | None, stored: Scheme) -> ConfigError:
+    """That an adapter does not go into rounded weights."""
+    return ConfigError(
+        f"'{model}' is quantized to {stored}, and an adapter is merged into weights that are not",
+        "give the checkpoint that it was made from; --quantize then rounds what is merged",
+    )
+
+
 def _quantized_already(model: str | Path, stored: Scheme) -> ConfigError:
     return ConfigError(
         f"'{model}' is quantized already, to {stored}",
@@ -131,6 +151,23 @@ def _fill(network: Transformer, folder: Path, device: torch.device, dtype: torch
         state[HEAD] = state[EMBEDDING]
     network.load_state_dict(state, assign=True)
     network.tie()
+
+
+def _fill_adapted(
+    network: Transformer,
+    folder: Path,
+    adapter: Path,
+    scheme: Scheme | None,
+    device: torch.device,
+    dtype: torch.dtype | None,
+) -> None:
+    floats = dtype if scheme is None else _float_dtype(device, dtype)
+    _fill(network, folder, device, None if scheme else dtype)
+    load_adapter(network, adapter).merge()
+    if scheme is not None:
+        round_weights(network, scheme)
+        for parameter in network.parameters():
+            parameter.data = parameter.data.to(floats)
 
 
 def _quantize(

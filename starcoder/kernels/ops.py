@@ -5,6 +5,7 @@ Registered with torch, so `torch.compile` and meta tensors see one operator with
 
 import ctypes
 import functools
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -105,6 +106,21 @@ def _(
     group_size: int,
 ) -> Tensor:
     return x.new_empty(*x.shape[:-1], columns)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, data, scales, _, scheme, columns, num_inputs, group_size = inputs
+    ctx.save_for_backward(data, scales)
+    ctx.shape = scheme, columns, num_inputs, group_size
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, *tuple[None, ...]]:
+    """To x alone: packed weights do not learn. The rounding of x counts as its identity."""
+    weight = dequantize(Packed(*ctx.shape, *ctx.saved_tensors), grad.dtype)
+    return grad @ weight, *[None] * 7
+
+
+quantized_linear.register_autograd(_backward, setup_context=_keep)
 
 
 def quantized_rows(which: Tensor, packed: Packed, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -1,0 +1,53 @@
+"""Adapters of `Transformer` under the names that transformers' models have: what PEFT's files hold."""
+
+from pathlib import Path
+
+from starcoder import adapters
+from starcoder.adapters import Adapter, AdapterSettings, Layout, Parts
+from starcoder.checkpoint.names import is_interleaved, their_names, their_rows, with_prefix
+from starcoder.config import ModelConfig
+from starcoder.model import Transformer
+
+_LINEARS = ("attention.qkv", "attention.out", "feed_forward.up", "feed_forward.down")
+
+
+def add_adapter(model: Transformer, settings: AdapterSettings) -> Adapter:
+    """A new adapter on `model`, whose own weights are frozen.
+
+    Raises:
+        ConfigError: PEFT is missing or has no such kind, or no layer is called as `targets` say.
+    """
+    return adapters.add(model, settings, layout(model.config))
+
+
+def load_adapter(model: Transformer, folder: Path, *, trainable: bool = False) -> Adapter:
+    """The adapter that PEFT or this package saved in `folder`, on `model`.
+
+    Raises:
+        CheckpointError: a file is missing or broken, or the adapter is of another model.
+        ConfigError: PEFT is missing.
+    """
+    return adapters.load(model, folder, layout(model.config), trainable=trainable)
+
+
+def layout(config: ModelConfig) -> Layout:
+    """Our linear layers but the head, and how transformers keeps each.
+
+    Starcoder2 has three projections where we have `qkv`; GPTBigCode without multi-query interleaves them.
+    """
+    paths = [f"blocks.{layer}.{name}" for layer in range(config.num_layers) for name in _LINEARS]
+    return {path: _parts(config, path) for path in paths}
+
+
+def _parts(config: ModelConfig, path: str) -> Parts:
+    import torch
+
+    weight = f"{path}.weight"
+    names = tuple(with_prefix(config, n).removesuffix(".weight") for n in their_names(config, weight))
+    N, K, H = config.num_heads, config.num_kv_heads, config.head_size
+    if len(names) == 1 and not is_interleaved(config, weight):
+        return Parts(names, (0,))
+    if len(names) > 1:
+        return Parts(names, tuple(their_rows(config, weight, torch.Size([(N + 2 * K) * H]))))
+    order = torch.arange(3 * N * H).view(3, N, H).transpose(0, 1).flatten()
+    return Parts(names, (3 * N * H,), tuple(order.tolist()))
