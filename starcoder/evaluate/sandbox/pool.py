@@ -1,14 +1,37 @@
 """The sandbox as its callers see it: programs go in, verdicts come out as they are reached."""
 
+import contextlib
+import json
+import os
+import queue
+import struct
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import threading
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, as_completed
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
+import starcoder
+from starcoder.errors import SandboxError
+from starcoder.evaluate.sandbox import languages
+from starcoder.evaluate.sandbox.containers import ContainerWorker
+from starcoder.evaluate.sandbox.isolation import WALLS
 from starcoder.evaluate.sandbox.verdicts import Isolation, Limits, Program, Verdict
 
 Driver = Literal["namespaces", "docker", "podman"]
+
+_LENGTH = struct.Struct("<I")
+_SYSTEM = (
+    "/bin", "/lib", "/lib32", "/lib64", "/sbin", "/usr", "/etc/ld.so.cache", "/etc/alternatives",
+    "/etc/localtime",
+)  # fmt: skip
+_BOOT = "import sys; sys.path.append({path!r}); from starcoder.evaluate.sandbox.zygote import main; main()"
 
 
 class Sandbox:
@@ -28,6 +51,7 @@ class Sandbox:
         packages: Iterable[Path] = (),
         preload: Iterable[str] = (),
         allow_unsafe: bool = False,
+        without: Iterable[str] = (),
     ):
         """Start the workers and find out which walls stand.
 
@@ -39,28 +63,80 @@ class Sandbox:
             packages: Folders of Python packages that programs may import (read-only).
             preload: Modules to import once, before any program, because importing them is slow (numpy).
             allow_unsafe: Run even where network or files cannot be shut off.
+            without: Walls to leave out (see `isolation.WALLS`), to learn what a lesser machine would reach.
 
         Raises:
             SandboxError: programs could reach the network or the user's files here and `allow_unsafe` is not
                 set, or the driver does not work.
         """
-        raise NotImplementedError
+        self._limits = limits or Limits()
+        self._scratch = tempfile.TemporaryDirectory(prefix="starcoder-sandbox-", ignore_cleanup_errors=True)
+        os.chmod(self._scratch.name, 0o711)  # workers started by root become nobody on the way to their roots
+        self._jobs: queue.SimpleQueue[tuple[Program, Future[Verdict]] | None] = queue.SimpleQueue()
+        self._known: dict[Program, Future[Verdict]] = {}
+        self._toolchains = {name: languages.tools(name) for name in languages.LANGUAGES}
+        self._workers: list[_Worker | ContainerWorker] = []
+        try:
+            for number in range(workers or os.cpu_count() or 1):
+                root = os.path.join(self._scratch.name, str(number))
+                os.mkdir(root)
+                if driver == "namespaces":
+                    settings = self._settings(root, packages, preload, without)
+                    self._workers.append(_Worker(settings, self._toolchains))
+                else:
+                    self._workers.append(ContainerWorker(driver, images or {}, root))
+            for worker in self._workers:
+                worker.start()
+            self._isolation = self._workers[0].isolation
+            if not (self._isolation.holds or allow_unsafe):
+                raise SandboxError(
+                    "programs could reach the network or your files here: no "
+                    + ", ".join(self._isolation.missing),
+                    "allow unprivileged user namespaces, use docker or podman, or say that it may be unsafe",
+                )
+        except BaseException:
+            self.close()
+            raise
+        self._threads = [
+            threading.Thread(target=self._serve, args=(worker,), daemon=True) for worker in self._workers
+        ]
+        for thread in self._threads:
+            thread.start()
 
     @property
     def isolation(self) -> Isolation:
         """The walls that stand on this machine."""
-        raise NotImplementedError
+        return self._isolation
+
+    def available(self, language: str) -> bool:
+        """Whether programs of `language` can run here; otherwise their verdict is `unavailable`."""
+        return self._workers[0].available(language)
 
     def submit(self, program: Program) -> "Future[Verdict]":
-        """Queue a program. One equal to an earlier one of this sandbox is not run again, but gets its verdict."""
-        raise NotImplementedError
+        """Queue a program; one equal to an earlier one is not run again, but gets that one's verdict."""
+        if program not in self._known:
+            self._known[program] = Future()
+            self._jobs.put((program, self._known[program]))
+        return self._known[program]
 
     def run(self, programs: Iterable[Program]) -> Iterator[tuple[int, Verdict]]:
         """Run all programs; yields (index, verdict) as each ends, in any order."""
-        raise NotImplementedError
+        indices: dict[Future[Verdict], list[int]] = {}
+        for index, program in enumerate(programs):
+            indices.setdefault(self.submit(program), []).append(index)
+        for future in as_completed(indices):
+            for index in indices[future]:
+                yield index, future.result()
 
     def close(self) -> None:
         """End every program and worker. Safe to call twice."""
+        for worker in self._workers:
+            worker.stop()
+        for _ in self._workers:
+            self._jobs.put(None)
+        for future in self._known.values():
+            future.cancel()
+        self._scratch.cleanup()
 
     def __enter__(self) -> Self:
         return self
@@ -69,3 +145,152 @@ class Sandbox:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _settings(
+        self, root: str, packages: Iterable[Path], preload: Iterable[str], without: Iterable[str]
+    ) -> dict[str, object]:
+        folders = [str(Path(folder).resolve()) for folder in packages]
+        own = {sys.base_prefix, *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib"))}
+        toolchains = {path for tools in self._toolchains.values() for path in languages.folders(tools)}
+        java = {str(path) for path in Path("/etc").glob("java*")}
+        return {
+            "root": root,
+            "readable": [*_SYSTEM, *sorted({*own, *toolchains, *java, *folders})],
+            "packages": folders,
+            "preload": list(preload),
+            "without": list(without),
+        }
+
+    def _serve(self, worker: "_Worker | ContainerWorker") -> None:
+        while (job := self._jobs.get()) is not None:
+            program, future = job
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                future.set_result(worker.hold(program, self._limits))
+            except SandboxError as error:
+                future.set_exception(error)
+
+
+class _Worker:
+    """One worker process; started anew when something ends it."""
+
+    def __init__(self, settings: dict[str, object], toolchains: dict[str, dict[str, str]]):
+        self._settings, self._toolchains = settings, toolchains
+        self._process: subprocess.Popen[bytes] | None = None
+        self._stopped = False
+        self.isolation = Isolation((), ())
+
+    def start(self) -> None:
+        """Start the process and learn which walls stand.
+
+        Raises:
+            SandboxError: it does not start.
+        """
+        package = str(Path(starcoder.__file__).parent.parent)
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-W", "ignore", "-c", _BOOT.format(path=package)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            bufsize=0,
+            cwd="/",
+            env={
+                "PATH": "/usr/bin:/bin",
+                "LANG": "C.UTF-8",
+                "OPENBLAS_NUM_THREADS": "1",
+                "OMP_NUM_THREADS": "1",
+            },
+        )
+        try:
+            self._send(self._settings)
+            hello = self._receive()
+        except OSError:
+            self.stop()
+            assert self._process.stderr, "is a pipe"
+            reason = self._process.stderr.read().decode(errors="replace").strip().rpartition("\n")[2]
+            raise SandboxError(
+                f"a sandbox process did not start: {reason or 'it ended'}",
+                "`starcoder doctor` tells what this machine allows; --sandbox docker needs no namespaces",
+            ) from None
+        self.isolation = _named_walls(hello["reached"])
+
+    def available(self, language: str) -> bool:
+        """Whether this machine has the tool-chain."""
+        return language == "python" or bool(self._toolchains.get(language))
+
+    def hold(self, program: Program, limits: Limits) -> Verdict:
+        """Try one program; a worker that dies of it is replaced, and the program is tried once more.
+
+        Raises:
+            SandboxError: the worker dies again, or was stopped.
+        """
+        if not self.available(program.language):
+            return Verdict("unavailable", f"no tool-chain for {program.language} on this machine")
+        job = {
+            "language": program.language,
+            "source": program.source,
+            "tools": self._toolchains.get(program.language, {}),
+            "limits": asdict(limits),
+        }
+        for _ in range(2):
+            try:
+                self._send(job)
+                self._send_bytes(program.tests.encode("utf-8", "replace"))
+                verdict = self._receive()
+                return Verdict(verdict["kind"], verdict["detail"], verdict["seconds"])
+            except OSError:
+                if self._stopped:
+                    break
+                self.stop()
+                self._stopped = False
+                self.start()
+        raise SandboxError(
+            "a sandbox process ended twice on the same program", "is the machine out of memory?"
+        )
+
+    def stop(self) -> None:
+        """End the process and all it runs."""
+        self._stopped = True
+        if self._process:
+            self._process.kill()
+            for pipe in (self._process.stdin, self._process.stdout):
+                with contextlib.suppress(OSError):
+                    assert pipe, "are pipes"
+                    pipe.close()
+            self._process.wait()
+
+    def _send(self, message: object) -> None:
+        self._send_bytes(json.dumps(message).encode())
+
+    def _send_bytes(self, data: bytes) -> None:
+        assert self._process and self._process.stdin, "started"
+        frame = memoryview(_LENGTH.pack(len(data)) + data)
+        while frame:
+            frame = frame[self._process.stdin.write(frame) or 0 :]
+
+    def _receive(self) -> dict[str, Any]:
+        (length,) = _LENGTH.unpack(self._exactly(_LENGTH.size))
+        return json.loads(self._exactly(length))
+
+    def _exactly(self, count: int) -> bytes:
+        assert self._process and self._process.stdout, "started"
+        data = b""
+        while len(data) < count:
+            part = self._process.stdout.read(count - len(data))
+            if not part:
+                raise ConnectionError("the sandbox process ended")
+            data += part
+        return data
+
+
+def _named_walls(reached: Iterable[str]) -> Isolation:
+    """The worker's walls, and the two that everybody asks about: network and files."""
+    standing = set(reached)
+    standing |= {"network"} if standing & {"net-namespace", "seccomp"} else set()
+    standing |= {"files"} if standing & {"read-only-root", "landlock"} else set()
+    walls = ("network", "files", *WALLS)
+    return Isolation(
+        tuple(wall for wall in walls if wall in standing),
+        tuple(wall for wall in walls if wall not in standing),
+    )

@@ -1,0 +1,108 @@
+"""The system call filter: refuses what no program under test needs and what exploits of the kernel use.
+
+A list of refusals, not of permissions: tool-chains of six languages must go on working. What a refused call
+could reach is shut off by other walls as well; this one makes the kernel's rarely used doors unreachable.
+"""
+
+import ctypes
+import errno
+import platform
+import struct
+from collections.abc import Iterator
+
+from starcoder.evaluate.sandbox.system import libc, ok
+
+# Source: arch/x86/entry/syscalls/syscall_64.tbl and include/uapi/asm-generic/unistd.h of Linux 6.12.
+_NUMBERS_X86_64 = {
+    "ioctl": 16, "shmget": 29, "socket": 41, "socketpair": 53, "clone": 56, "semget": 64, "msgget": 68,
+    "ptrace": 101, "syslog": 103, "ustat": 136, "_sysctl": 156, "modify_ldt": 154, "pivot_root": 155,
+    "adjtimex": 159, "chroot": 161, "acct": 163, "settimeofday": 164, "mount": 165, "umount2": 166,
+    "swapon": 167, "swapoff": 168, "reboot": 169, "sethostname": 170, "setdomainname": 171, "iopl": 172,
+    "ioperm": 173, "init_module": 175, "delete_module": 176, "quotactl": 179, "lookup_dcookie": 212,
+    "clock_settime": 227, "mq_open": 240, "kexec_load": 246, "add_key": 248, "request_key": 249,
+    "keyctl": 250, "unshare": 272, "move_pages": 279, "perf_event_open": 298, "fanotify_init": 300, "prlimit64": 302,
+    "name_to_handle_at": 303, "open_by_handle_at": 304, "clock_adjtime": 305, "setns": 308,
+    "process_vm_readv": 310, "process_vm_writev": 311, "kcmp": 312, "finit_module": 313, "seccomp": 317,
+    "memfd_create": 319, "kexec_file_load": 320, "bpf": 321, "userfaultfd": 323,
+}  # fmt: skip
+_NUMBERS_AARCH64 = {
+    "ioctl": 29, "shmget": 194, "socket": 198, "socketpair": 199, "clone": 220, "semget": 190, "msgget": 186,
+    "ptrace": 117, "syslog": 116, "pivot_root": 41, "adjtimex": 171, "chroot": 51, "acct": 89,
+    "settimeofday": 170, "mount": 40, "umount2": 39, "swapon": 224, "swapoff": 225, "reboot": 142,
+    "sethostname": 161, "setdomainname": 162, "init_module": 105, "delete_module": 106, "quotactl": 60,
+    "lookup_dcookie": 18, "clock_settime": 112, "mq_open": 180, "kexec_load": 104, "add_key": 217,
+    "request_key": 218, "keyctl": 219, "unshare": 97, "move_pages": 239, "perf_event_open": 241,
+    "fanotify_init": 262, "prlimit64": 261, "name_to_handle_at": 264, "open_by_handle_at": 265,
+    "clock_adjtime": 266, "setns": 268, "process_vm_readv": 270, "process_vm_writev": 271, "kcmp": 272,
+    "finit_module": 273, "seccomp": 277, "memfd_create": 279, "kexec_file_load": 294, "bpf": 280,
+    "userfaultfd": 282,
+}  # fmt: skip
+_NUMBERS_EVERYWHERE = {  # since Linux 5.1 all machines share numbers
+    "io_uring_setup": 425, "io_uring_enter": 426, "io_uring_register": 427, "open_tree": 428,
+    "move_mount": 429, "fsopen": 430, "fsconfig": 431, "fsmount": 432, "fspick": 433, "clone3": 435,
+    "pidfd_getfd": 438, "process_madvise": 440, "mount_setattr": 442, "quotactl_fd": 443, "memfd_secret": 447,
+    "process_mrelease": 448, "statmount": 457, "listmount": 458, "open_tree_attr": 467,
+}  # fmt: skip
+_MACHINES = {"x86_64": (0xC000003E, _NUMBERS_X86_64), "aarch64": (0xC00000B7, _NUMBERS_AARCH64)}
+
+_ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
+_LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+_NUMBER_AT, _ARCH_AT, _ARGUMENTS_AT = 0, 4, 16
+_X32_BIT = 0x40000000
+_NEW_NAMESPACES = 0x7E020000  # every CLONE_NEW* flag
+_TERMINAL_INJECTION = (0x5412, 0x541C)  # TIOCSTI, TIOCLINUX
+_AF_UNIX = 1
+_PR_SET_SECCOMP, _MODE_FILTER = 22, 2
+
+
+def machine_is_known() -> bool:
+    """Whether there is a table of system calls for this machine."""
+    return platform.machine() in _MACHINES
+
+
+def program() -> bytes:
+    """The filter as classic BPF, for `install`."""
+    arch, numbers = _MACHINES[platform.machine()]
+    code = [
+        _op(_LOAD, _ARCH_AT), _op(_EQUAL, arch, 1, 0), _op(_RETURN, _KILL),
+        _op(_LOAD, _NUMBER_AT), _op(_AT_LEAST, _X32_BIT, 0, 1), _op(_RETURN, _ERRNO | errno.ENOSYS),
+    ]  # fmt: skip
+    for name, number in {**numbers, **_NUMBERS_EVERYWHERE}.items():
+        body = list(_refusal(name))
+        code += [_op(_EQUAL, number, 0, len(body)), *body]
+    code.append(_op(_RETURN, _ALLOW))
+    return b"".join(code)
+
+
+def install(code: bytes) -> None:
+    """Put the filter over this process and all it starts, for good. Needs no_new_privs.
+
+    Raises:
+        OSError: the kernel refuses filters.
+    """
+    buffer = ctypes.create_string_buffer(code, len(code))
+    header = struct.pack("HxxxxxxP", len(code) // 8, ctypes.addressof(buffer))
+    ok(libc().prctl(_PR_SET_SECCOMP, _MODE_FILTER, header, 0, 0), "seccomp")
+
+
+def _refusal(name: str) -> Iterator[bytes]:
+    """What follows once the number matched. Each body ends in a return, so that bodies stand in a row."""
+    refuse, allow = _op(_RETURN, _ERRNO | errno.EPERM), _op(_RETURN, _ALLOW)
+    if name in ("clone3", "memfd_create", "memfd_secret", "io_uring_setup"):
+        yield _op(_RETURN, _ERRNO | errno.ENOSYS)  # callers then use the older call
+    elif name == "clone":
+        yield from (_op(_LOAD, _ARGUMENTS_AT), _op(_ANY_BIT, _NEW_NAMESPACES, 0, 1), refuse, allow)
+    elif name == "prlimit64":  # one's own limits may be read and lowered
+        yield from (_op(_LOAD, _ARGUMENTS_AT), _op(_EQUAL, 0, 0, 1), allow, refuse)
+    elif name == "socketpair":  # asyncio and multiprocessing need pairs of the local kind
+        yield from (_op(_LOAD, _ARGUMENTS_AT), _op(_EQUAL, _AF_UNIX, 0, 1), allow, refuse)
+    elif name == "ioctl":
+        first, second = _TERMINAL_INJECTION
+        yield _op(_LOAD, _ARGUMENTS_AT + 8)
+        yield from (_op(_EQUAL, first, 1, 0), _op(_EQUAL, second, 0, 1), refuse, allow)
+    else:
+        yield refuse
+
+
+def _op(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
+    return struct.pack("HBBI", code, if_true, if_false, value)
