@@ -1,0 +1,219 @@
+"""Rules of the Python benchmarks: rows of HumanEval, MBPP, EvalPlus and infilling sets -> problems.
+
+Sources: openai/human-eval, openai/human-eval-infilling, evalplus/humanevalplus_release,
+evalplus/mbppplus_release and google-research/google-research: mbpp, for the formats of their files.
+"""
+
+from pathlib import Path
+
+from starcoder.evaluate import oracle
+from starcoder.evaluate.problems import Problem, Row, text, texts, values
+from starcoder.evaluate.sandbox.verdicts import Program
+from starcoder.request import CompletionRequest, SamplingParams
+
+# Where a function has ended. Source: bigcode-evaluation-harness: tasks/humaneval.py, tasks/mbpp.py.
+FUNCTION_ENDS = ("\nclass", "\ndef", "\n#", "\n@", "\nprint", "\nif", "\n```", "\nassert")
+PROGRAM_ENDS = ("\nclass", "\nassert", '\n"""', "\nprint", "\nif", "\n```")
+
+_TEST_SPLIT = range(11, 511)  # of MBPP's numbers; the others are few-shot examples and training data
+# Source: evalplus v0.3.1: eval/__init__.py, eval/_special_oracle.py.
+_RULES = {
+    "find_zero": "root",
+    "are_equivalent": "any",
+    "sum_div": "or zero",
+    "surface_Area": "surface",
+    "digit_distance_nums": "digits",
+    **dict.fromkeys(("check_str", "text_match_three", "text_starta_endb"), "is given"),
+    **dict.fromkeys(
+        (
+            "similar_elements",
+            "find_char_long",
+            "common_in_nested_lists",
+            "extract_singly",
+            "larg_nnum",
+            "intersection_array",
+            "find_dissimilar",
+            "Diff",
+        ),
+        "set",
+    ),
+}
+
+
+def humaneval(row: Row) -> Problem:
+    """The body of a function, after its signature and docstring."""
+    tests = f"{text(row, 'test')}\ncheck({text(row, 'entry_point')})\n"
+    return Problem(
+        id=text(row, "task_id"),
+        request=CompletionRequest(prefix=text(row, "prompt"), sampling=SamplingParams(stop=FUNCTION_ENDS)),
+        check=lambda code: Program(code, tests),
+        reference=text(row, "canonical_solution"),
+    )
+
+
+def infilling(row: Row) -> Problem:
+    """Some of a function's body, between what stands before and after it."""
+    tests = f"{text(row, 'test')}\ncheck({text(row, 'entry_point')})\n"
+    return Problem(
+        id=text(row, "task_id"),
+        request=CompletionRequest(prefix=text(row, "prompt"), suffix=text(row, "suffix")),
+        check=lambda code: Program(code, tests),
+        reference=text(row, "canonical_solution"),
+    )
+
+
+def mbpp(row: Row) -> Problem | None:
+    """A function from its description and one of its tests; None for rows outside of the test split."""
+    number = row.get("task_id")
+    if number not in _TEST_SPLIT:
+        return None
+    assertions = texts(row, "test_list")
+    tests = "\n".join([text(row, "test_setup_code"), *assertions, ""])
+    return Problem(
+        id=f"Mbpp/{number}",
+        request=CompletionRequest(
+            prefix=f'"""\n{text(row, "text")}\n{assertions[0]}\n"""\n',
+            sampling=SamplingParams(stop=PROGRAM_ENDS),
+        ),
+        check=lambda code: Program(code, tests),
+        reference=text(row, "code"),
+    )
+
+
+def humaneval_plus(row: Row) -> Problem:
+    """As `humaneval`, judged on many more inputs by what the known solution returns."""
+    return _plus(row, values(row, "base_input") + _more(row), FUNCTION_ENDS)
+
+
+def mbpp_plus(row: Row) -> Problem:
+    """As `mbpp`, judged on many more inputs by what the known solution returns."""
+    number = int(text(row, "task_id").rpartition("/")[2])
+    inputs = [restored(number, item) for item in values(row, "base_input") + _more(row)]
+    return _plus(row, inputs, PROGRAM_ENDS)
+
+
+def _more(row: Row) -> list[object]:
+    return values(row, "plus_input") if row.get("plus_input") else []
+
+
+def _plus(row: Row, inputs: list[object], stop: tuple[str, ...]) -> Problem:
+    prompt, entry, solution = text(row, "prompt"), text(row, "entry_point"), text(row, "canonical_solution")
+    tolerance = row.get("atol")
+
+    def check(code: str) -> Program:
+        # The oracle and the solution have namespaces of their own: a candidate may use the same names.
+        tests = "\n".join(
+            [
+                "inf, nan = float('inf'), float('nan')",
+                "_oracle, _known = {'__name__': 'oracle'}, {'__name__': 'known'}",
+                f"exec({_oracle_source()!r}, _oracle)",
+                f"exec({prompt + solution!r}, _known)",
+                f"_inputs = {inputs!r}",
+                f"_oracle['verify']({entry}, _known[{entry!r}], _inputs,"
+                f" rule={_RULES.get(entry, 'equal')!r}, tolerance={tolerance!r})",
+                "",
+            ]
+        )
+        return Program(code, tests)
+
+    return Problem(
+        id=text(row, "task_id"),
+        request=CompletionRequest(prefix=prompt, sampling=SamplingParams(stop=stop)),
+        check=check,
+        reference=solution,
+    )
+
+
+def _oracle_source() -> str:
+    return Path(oracle.__file__).read_text("utf-8")
+
+
+_PAIRS = {
+    2,
+    116,
+    132,
+    143,
+    222,
+    261,
+    273,
+    394,
+    399,
+    421,
+    424,
+    429,
+    470,
+    560,
+    579,
+    596,
+    616,
+    630,
+    726,
+    740,
+    744,
+    809,
+}
+_LISTS_OF_PAIRS = {63, 64, 70, 94, 120, 237, 272, 299, 400, 409, 417, 438, 473, 614, 780}
+_FIRST_LIST_OF_PAIRS = {75, 413, 444, 753}
+_FIRST_TUPLE = {250, 307, 405, 446, 617, 720, 763, 808}
+_TUPLES_OF_TUPLES = {259, 401, 445}
+_ALL_TUPLES = {580, 615, 791}
+
+
+def restored(number: int, arguments: object) -> object:
+    """The arguments of an MBPP+ problem with the types that JSON has not: tuples, sets, complex numbers.
+
+    Source: evalplus v0.3.1: data/mbpp.py, for which problems have which.
+    """
+    assert isinstance(arguments, list), "a row of inputs is a list of arguments"
+    first, *others = arguments or [None]
+    if number in _PAIRS:
+        return [tuple(item) for item in arguments]
+    if number in _LISTS_OF_PAIRS:
+        return [[tuple(pair) for pair in item] for item in arguments]
+    if number in _TUPLES_OF_TUPLES:
+        return [tuple(tuple(pair) for pair in item) for item in arguments]
+    if number in _ALL_TUPLES:
+        return _tuples(arguments)
+    if number in _FIRST_LIST_OF_PAIRS:
+        return [[tuple(pair) for pair in first], *others]
+    if number in _FIRST_TUPLE:
+        return [tuple(first), *others]
+    match number:
+        case 106 | 750:
+            return [first, tuple(others[0])]
+        case 115:
+            return [[set(item) if isinstance(item, list) and item else {} for item in first]]
+        case 124:
+            return [float(first), complex(others[0])]
+        case 252:
+            return [complex(first)]
+        case 278:
+            return [tuple(tuple(item) if isinstance(item, list) else item for item in first)]
+        case 722:
+            return [{key: tuple(value) for key, value in first.items()}, *others]
+    return arguments
+
+
+def _tuples(value: object) -> object:
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+def hole(row: Row) -> Problem:
+    """A line of the known solution, between the lines before and after it; for our own `starter` set."""
+    number = row.get("hole")
+    assert isinstance(number, int), "our own file names a line of each solution"
+    lines = text(row, "canonical_solution").splitlines(keepends=True)
+    before, line, after = lines[:number], lines[number], lines[number + 1 :]
+    indent = line[: len(line) - len(line.lstrip())]
+    tests = f"{text(row, 'test')}\ncheck({text(row, 'entry_point')})\n"
+    return Problem(
+        id=f"{text(row, 'task_id')}/line-{number}",
+        request=CompletionRequest(
+            prefix=text(row, "prompt") + "".join(before) + indent,
+            suffix="\n" + "".join(after),
+            sampling=SamplingParams(max_lines=1),
+            layout="psm",
+        ),
+        check=lambda code: Program(code, tests),
+        reference=line.strip(),
+    )
