@@ -1,0 +1,169 @@
+"""One seed, one result: whatever the batch, after a kill at any moment, and with samples from elsewhere."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+
+from starcoder.engine import local
+from starcoder.engine.engine import EngineSettings
+from starcoder.errors import ConfigError
+from starcoder.evaluate import run, samples
+from starcoder.evaluate.recipes import named
+from starcoder.evaluate.samples import Sample
+from starcoder.evaluate.tasks import find
+from tests.evaluate.judging import PlainJudge
+
+RECIPE = replace(named("bigcode"), n=3, max_tokens=12)
+SAFE = "    return None\n"  # what the judge sees instead of what a model wrote
+
+
+class Harmless(PlainJudge):
+    """Runs nothing: a verdict by the program's text."""
+
+    def submit(self, program):
+        return super().submit(replace(program, source="", tests=f"assert {len(program.source) % 2}"))
+
+
+@pytest.fixture(scope="module")
+def own():
+    """Problems as their task has them."""
+    [task] = find(["starter"])
+    return task.load()[0][:6]
+
+
+@pytest.fixture(scope="module")
+def problems(own):
+    return [RECIPE.asked(problem, max_tokens=128, seed=7) for problem in own]
+
+
+def generator(**settings):
+    return local.load(settings=EngineSettings(**settings)) if settings else local.load()
+
+
+@pytest.fixture(scope="module")
+def whole(problems):
+    return run.run(problems, generator(), Harmless())
+
+
+def test_every_problem_has_all_its_samples_in_order(problems, whole):
+    assert [sample.key for sample in whole] == [(one.id, index) for one in problems for index in range(3)]
+    assert all(sample.verdict is not None and sample.num_tokens for sample in whole)
+    assert len({sample.text for sample in whole}) > len(problems)
+
+
+@pytest.mark.parametrize("settings", [{"max_sequences": 1}, {"max_sequences": 5, "max_step_tokens": 64}])
+def test_results_do_not_depend_on_the_batch(problems, whole, settings):
+    assert run.run(problems, generator(**settings), Harmless()) == whole
+
+
+def test_a_problem_asked_alone_has_the_same_samples(problems, whole):
+    assert run.run(problems[3:4], generator(), Harmless()) == whole[9:12]
+
+
+class Dying:
+    """Passes on so many chunks, then is gone as if killed."""
+
+    def __init__(self, inner, num_chunks):
+        self.inner, self.left = inner, num_chunks
+
+    def generate(self, requests):
+        for chunk in self.inner.generate(requests):
+            self.left -= 1
+            if self.left < 0:
+                raise KeyboardInterrupt
+            yield chunk
+
+
+def test_a_run_that_broke_off_goes_on_to_the_same_result(problems, whole, tmp_path):
+    log, inner = tmp_path / "a.jsonl", generator(max_sequences=4)
+    for num_chunks in (0, 30, 60):
+        with pytest.raises(KeyboardInterrupt):
+            run.run(problems, Dying(inner, num_chunks), Harmless(), log=log)
+    assert 0 < len(samples.read(log)) < len(whole)
+    log.write_text(log.read_text() + '{"task_id": "Starter/5", "sam')  # a line torn by the kill
+    assert run.run(problems, inner, Harmless(), log=log) == whole
+    assert samples.read(log) == whole
+
+
+def test_a_finished_run_asks_nobody(problems, whole, tmp_path):
+    log, judge = tmp_path / "a.jsonl", Harmless()
+    samples.write(log, whole)
+    assert run.run(problems, Dying(None, 0), judge, log=log) == whole
+    assert judge.programs == []
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from tests.evaluate import test_run as t
+from starcoder.evaluate import run
+from starcoder.evaluate.tasks import find
+loaded, _ = find(["starter"])[0].load()
+problems = [t.RECIPE.asked(problem, max_tokens=128, seed=7) for problem in loaded[:6]]
+run.run(problems, t.generator(max_sequences=2), t.Harmless(), log=Path(sys.argv[1]))
+"""
+
+
+def test_kill_minus_nine_loses_nothing_that_was_written(problems, whole, tmp_path):
+    log = tmp_path / "a.jsonl"
+    child = subprocess.Popen([sys.executable, "-c", KILLED, str(log)])
+    until = time.monotonic() + 120
+    while (not log.exists() or log.read_text().count("\n") < 4) and time.monotonic() < until:
+        assert child.poll() in (None, 0)
+        time.sleep(0.01)
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+    assert run.run(problems, generator(), Harmless(), log=log) == whole
+
+
+def test_equal_programs_all_get_their_verdict(own):
+    given = [Sample(problem=own[0].id, index=index, text=SAFE) for index in range(4)]
+    shared = PlainJudge().submit(own[0].program(SAFE))
+
+    class Sharing:
+        def submit(self, program):
+            return shared
+
+    judged = run.judge_samples(own, given, Sharing())
+    assert [sample.verdict.kind for sample in judged] == ["assertion"] * 4
+
+
+def test_samples_of_human_eval_and_evalplus_are_judged(own, tmp_path):
+    first, second = own[:2]
+    rows = [
+        {"task_id": first.id, "completion": first.reference},
+        {"task_id": second.id, "solution": second.code(second.reference)},
+        {"task_id": first.id, "completion": SAFE, "passed": True},
+    ]
+    file = tmp_path / "samples.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    judged = run.judge_samples(own, samples.read(file), PlainJudge())
+    assert [(one.problem, one.index, one.verdict.passed) for one in judged] == [
+        (first.id, 0, True),
+        (first.id, 1, False),
+        (second.id, 0, True),
+    ]
+    folder = tmp_path / "folder"
+    place = folder / first.id.replace("/", "_")
+    place.mkdir(parents=True)
+    (place / "0.py").write_text(first.code(first.reference))
+    assert run.judge_samples(own, samples.read(folder), PlainJudge())[0].verdict.passed
+
+
+@pytest.mark.parametrize("line", ["[]", "{}", '{"task_id": "a"}', "{"])
+def test_what_is_no_sample_is_refused(line, tmp_path):
+    file = tmp_path / "samples.jsonl"
+    file.write_text(line + "\n")
+    with pytest.raises(ConfigError, match=r"line 1|without task_id"):
+        samples.read(file)
+
+
+def test_samples_of_another_task_are_refused(own):
+    with pytest.raises(ConfigError, match="no problem of this run"):
+        run.judge_samples(own, [Sample(problem="HumanEval/0", text="")], PlainJudge())
