@@ -45,7 +45,8 @@ class AdapterSettings:
     """Which adapter, and on what. `kind` is lora, dora, rslora, pissa, olora or a method of PEFT (loha, oft).
 
     `targets` are names of the file's layers or ends of them (q_proj, attn.c_proj); empty is every linear
-    layer but the head. What a kind has no word for (a rank, a dropout) is left out; `options` are PEFT's own words.
+    layer but the head. What a kind has no word for (a rank, a dropout) is left out; `options` are PEFT's
+    own words.
     """
 
     kind: str = "lora"
@@ -97,6 +98,8 @@ class Adapter:
     def __init__(self, model: nn.Module, layout: Layout, config: "PeftConfig", *, moves_base: bool = False):
         """Changes `model`: its weights are frozen and targeted layers wrapped."""
         self._model, self._layout, self._config = model, layout, config
+        self._base = config.base_model_name_or_path
+        config.base_model_name_or_path = None  # PEFT would ask the hub for its config.json
         model.requires_grad_(False)
         self._tree = _take_apart(model, layout)
         try:
@@ -111,8 +114,7 @@ class Adapter:
     @property
     def base(self) -> str | None:
         """The model that the file says it was trained on."""
-        name: str | None = self._config.base_model_name_or_path
-        return name
+        return self._base
 
     def parameters(self) -> list[nn.Parameter]:
         """What is trained, and nothing of the base."""
@@ -262,7 +264,9 @@ class Adapter:
 
 
 def add(model: nn.Module, settings: AdapterSettings, layout: Layout) -> Adapter:
-    """A new adapter on `model`, whose own weights are frozen. It changes nothing before it is trained.
+    """A new adapter on `model`, whose own weights are frozen.
+
+    Untrained it changes nothing, but for kinds that PEFT starts at random, such as fourierft.
 
     Raises:
         ConfigError: PEFT is missing or has no such kind, or no layer is called as `targets` say.

@@ -101,7 +101,7 @@ def test_an_adapter_of_peft_loads_here_to_the_same_logits(base, tmp_path, target
 def test_other_kinds_are_the_same_in_peft_and_off_and_merged(tmp_path, variant, kind):
     options = {
         "ia3": {"feedforward_modules": ["c_proj"]},
-        "fourierft": {"n_frequency": 50},
+        "fourierft": {"n_frequency": 50, "init_weights": True},
         "boft": {"boft_block_size": 4},
     }
     base = make_checkpoint(variant, tmp_path / "base")
