@@ -131,7 +131,7 @@ def _rows(raw: bytes, name: str) -> tuple[Row, ...]:
 
 def _parquet(raw: bytes) -> tuple[Row, ...]:
     try:
-        from pyarrow import parquet
+        from pyarrow import parquet  # type: ignore[import-untyped]
     except ImportError:
         raise ConfigError(
             "this data set is a parquet file, which pyarrow reads",

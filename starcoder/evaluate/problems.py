@@ -27,6 +27,7 @@ class Problem:
     reference: str = ""
     language: str = "python"
     group: str = ""  # scores are reported for each group too
+    is_compared: bool = False  # with `reference`, besides being run
     rest: str = ""  # what follows in the file and is not shown to the model
 
     def code(self, completion: str) -> str:

@@ -42,7 +42,7 @@ LANGUAGES = {
     ".pl": "perl",
 }
 _MAX_BYTES = 1_000_000  # of a file: longer ones are data
-_SKIPPED = {".git", ".venv", "venv", "node_modules", "build", "dist", "__pycache__"}
+SKIPPED = {".git", ".venv", "venv", "node_modules", "build", "dist", "__pycache__"}
 _LEAST_LETTERS = 4  # of a line that is worth asking for: no brackets, no `pass`-like stubs of punctuation
 _MAX_BLOCK, _MAX_FUNCTION = 12, 30  # lines
 _MAX_TOKENS: dict[Kind, int] = {"next-line": 64, "line": 64, "block": 256, "function": 512}
@@ -215,7 +215,7 @@ def _indent(line: str) -> int:
 def _on_disk(repository: Path) -> Iterator[SourceFile]:
     for path in sorted(repository.rglob("*")):
         name = path.relative_to(repository)
-        if path.suffix not in LANGUAGES or _SKIPPED & set(name.parts) or not path.is_file():
+        if path.suffix not in LANGUAGES or SKIPPED & set(name.parts) or not path.is_file():
             continue
         if path.stat().st_size <= _MAX_BYTES:
             try:

@@ -103,11 +103,13 @@ class _Judging:
 
     def take(self, sample: Sample) -> None:
         problem = self._problems[sample.problem]
-        if sample.is_judged:
+        if sample.verdict is not None or (problem.check is None and sample.scores):
             self._keep(sample, is_new=False)
         elif problem.check is None:
             self._keep(replace(sample, scores=compared(problem, sample.text)), is_new=True)
         else:
+            if problem.is_compared:
+                sample = replace(sample, scores=compared(problem, sample.text))
             assert self._judge is not None, "tasks whose answers are run come with a sandbox"
             code = sample.text if sample.is_whole else problem.code(sample.text)
             self._pending.setdefault(self._judge.submit(problem.check(code)), []).append(sample)

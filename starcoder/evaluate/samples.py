@@ -34,10 +34,6 @@ class Sample:
     def key(self) -> Key:
         return self.problem, self.index
 
-    @property
-    def is_judged(self) -> bool:
-        return self.verdict is not None or bool(self.scores)
-
 
 class Log:
     """An append-only file of samples. Each line is with the operating system before the next is made."""

@@ -1,0 +1,107 @@
+"""Judges answers by a repository's own tests: a copy of it, one file changed, its command in the sandbox.
+
+Limits: the verdict is the command's exit code, which code in the repository can fake; the tools of the tests
+must be among the paths that the sandbox shows, and nothing can be downloaded.
+"""
+
+import io
+import shlex
+import shutil
+import subprocess
+import tarfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from starcoder.errors import ConfigError
+from starcoder.evaluate.problems import Problem
+from starcoder.evaluate.repository import SKIPPED
+from starcoder.evaluate.run import Judge
+from starcoder.evaluate.sandbox.verdicts import Program
+
+_END = "STARCODER_END_OF_FILE_7f3a"  # closes a here-document; no file has this line
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """A copy of a repository, and where in it the folder lies that problems are cut from."""
+
+    root: Path
+    inner: str
+
+
+def copy(repository: Path, target: Path, *, is_at_head: bool) -> Copy:
+    """Copy the whole repository around a folder, as committed or as it is on the disk.
+
+    Raises:
+        ConfigError: the committed state is wanted and there is no git repository.
+    """
+    found = _git(repository, "rev-parse", "--show-toplevel")
+    root = repository.resolve() if found is None else Path(found.decode().strip())
+    if is_at_head:
+        archive = _git(root, "archive", "--format=tar", "HEAD")
+        if archive is None:
+            raise ConfigError(f"git cannot read {str(repository)!r}", "--repo takes a git repository")
+        with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+            tar.extractall(target, filter="data")
+    else:
+        shutil.copytree(root, target, ignore=shutil.ignore_patterns(*SKIPPED), dirs_exist_ok=True)
+    for path in (target, *target.rglob("*")):
+        if not path.is_symlink():  # programs run as another user
+            path.chmod(path.stat().st_mode | (0o555 if path.is_dir() else 0o444))
+    return Copy(target, repository.resolve().relative_to(root.resolve()).as_posix())
+
+
+def tested(
+    problems: Sequence[Problem], source: Copy, command: str, *, path: Sequence[Path] = ()
+) -> list[Problem]:
+    """The same problems, judged by `command` at the root of the copy; `path` goes before PATH."""
+    return [
+        replace(
+            problem,
+            check=partial(_program, problem.request.path or "", source, command, tuple(path)),
+            is_compared=True,
+        )
+        for problem in problems
+    ]
+
+
+def check(problems: Sequence[Problem], judge: Judge) -> None:
+    """See that the tests pass while nothing is changed.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    program = problems[0].program(problems[0].reference)
+    assert program is not None, "the problems are tested ones"
+    verdict = judge.submit(program).result()
+    if not verdict.passed:
+        raise ConfigError(
+            f"the repository's tests fail as it is: {verdict.kind} {verdict.detail}",
+            "they run in the sandbox: without network, in --timeout-s; name another --test-command",
+        )
+
+
+def _program(file: str, source: Copy, command: str, path: Sequence[Path], code: str) -> Program:
+    place = shlex.quote((Path(source.inner) / file).as_posix())
+    folders = ":".join(map(str, path))
+    lines = [
+        "set -e",
+        f"export PATH={shlex.quote(folders)}:/usr/local/bin:/usr/bin:/bin",
+        "export HOME=/tmp PYTHONDONTWRITEBYTECODE=1",
+        f"cp -r {shlex.quote(str(source.root))} /tmp/repository && chmod -R u+w /tmp/repository",
+        "cd /tmp/repository",
+        f"cat > {place} <<'{_END}'",
+        code.removesuffix("\n"),
+        _END,
+    ]
+    return Program("\n".join(lines), f"{command}\n", "bash")
+
+
+def _git(repository: Path, *arguments: str) -> bytes | None:
+    try:
+        done = subprocess.run(["git", "-C", str(repository), *arguments], capture_output=True, check=False)
+    except FileNotFoundError:
+        return None
+    return done.stdout if done.returncode == 0 else None

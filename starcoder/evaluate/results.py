@@ -1,0 +1,175 @@
+"""The result of a task: what was run, scores with their intervals, failures by kind; as JSON."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import fmean
+
+from starcoder.evaluate.problems import Problem
+from starcoder.evaluate.recipes import Recipe, published
+from starcoder.evaluate.samples import Sample
+from starcoder.evaluate.sandbox.verdicts import Isolation
+from starcoder.evaluate.scores import Comparison, Interval, bootstrap, compare, failures, pass_at_k
+
+KS = (1, 10, 100)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class About:
+    """What makes two runs the same run."""
+
+    task: str
+    model: str
+    recipe: Recipe
+    data_sha256: str
+    data_origin: str = ""
+    seed: int = 0
+    limit: int | None = None
+    quantize: str = "none"
+    dtype: str = ""
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of all that moves a result: a log of samples goes on only under the same one."""
+        fields = asdict(self) | {"recipe": self.recipe.hash, "data_origin": ""}
+        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Result:
+    """A task that was run, whole."""
+
+    about: About
+    problems: tuple[Problem, ...]
+    samples: tuple[Sample, ...]
+    isolation: Isolation | None = None  # None: nothing was executed
+    seconds: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """The model, and how it was quantized."""
+        quantize = self.about.quantize
+        return self.about.model if quantize == "none" else f"{self.about.model}, {quantize}"
+
+    def by_problem(self) -> dict[str, list[Sample]]:
+        """Samples of each problem that has some, but those whose language cannot run here."""
+        groups: dict[str, list[Sample]] = {}
+        for sample in self.samples:
+            if sample.verdict is None or sample.verdict.kind != "unavailable":
+                groups.setdefault(sample.problem, []).append(sample)
+        return groups
+
+    @property
+    def is_unavailable(self) -> bool:
+        """Whether no sample could be judged, for want of a tool-chain: neither passed nor failed."""
+        return bool(self.samples) and not self.by_problem()
+
+    def scores(self) -> dict[str, Interval]:
+        """Every score by name, the most telling first: pass@k, or what compared texts have."""
+        groups = self.by_problem()
+        if not groups:
+            return {}
+        found: dict[str, Interval] = {}
+        if self.isolation is not None:
+            least = min(map(len, groups.values()))
+            found = {f"pass@{k}": bootstrap(_passes(groups, k)) for k in KS if k <= least}
+        names = {name: None for group in groups.values() for sample in group for name in sample.scores}
+        return found | {name: bootstrap(_means(groups, name)) for name in names if _means(groups, name)}
+
+    def by_group(self) -> dict[str, dict[str, float]]:
+        """Scores of each group of problems, where the task has groups."""
+        groups = {problem.id: problem.group for problem in self.problems if problem.group}
+        found: dict[str, dict[str, float]] = {}
+        for group in dict.fromkeys(groups.values()):
+            chosen = {key: value for key, value in self.by_problem().items() if groups.get(key) == group}
+            names = {name: None for some in chosen.values() for sample in some for name in sample.scores}
+            tests = {"pass@1": fmean(_passes(chosen, 1))} if self.isolation is not None and chosen else {}
+            found[group] = tests | {name: fmean(_means(chosen, name)) for name in names}
+            found[group]["num_problems"] = len(chosen)
+        return found
+
+    def per_problem(self) -> dict[str, float]:
+        """The first score of each problem: the share of samples that pass, or that match exactly."""
+        groups = self.by_problem()
+        if self.isolation is not None:
+            values = _passes(groups, 1)
+        else:
+            values = [
+                fmean(sample.scores.get("exact_match", 0.0) for sample in some) for some in groups.values()
+            ]
+        return dict(zip(groups, values, strict=True))
+
+    def document(self) -> dict[str, object]:
+        """All of it but the samples, for JSON. Shares are from 0 to 1; published numbers are in percent."""
+        about, recipe = self.about, self.about.recipe
+        scores = self.scores()
+        out: dict[str, object] = {
+            "task": about.task,
+            "model": about.model,
+            "quantize": about.quantize,
+            "dtype": about.dtype,
+            **{name: round(score.mean, 6) for name, score in scores.items()},
+            "intervals": {
+                name: [round(score.low, 6), round(score.high, 6)] for name, score in scores.items()
+            },
+            "num_problems": len({sample.problem for sample in self.samples}),
+            "num_samples": len(self.samples),
+            "failures": dict(failures(sample.verdict for sample in self.samples if sample.verdict)),
+            "recipe": {**asdict(recipe), "hash": recipe.hash},
+            "data": {"origin": about.data_origin, "sha256": about.data_sha256},
+            "seed": about.seed,
+            "fingerprint": about.fingerprint,
+            "seconds": round(self.seconds, 3),
+            "published": [asdict(one) for one in published(about.model, about.task, recipe.name)],
+        }
+        if self.is_unavailable:
+            out["unavailable"] = True
+        if self.isolation is not None:
+            out["isolation"] = asdict(self.isolation)
+        if groups := self.by_group():
+            out["groups"] = {
+                name: {key: round(value, 6) for key, value in group.items()} for name, group in groups.items()
+            }
+        return out
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Two results over the problems that both have, and the names of those problems."""
+
+    problems: tuple[str, ...]
+    comparison: Comparison
+
+    def names(self, positions: Sequence[int]) -> list[str]:
+        return [self.problems[at] for at in positions]
+
+    def document(self) -> dict[str, object]:
+        difference = self.comparison.difference
+        return {
+            "difference": round(difference.mean, 6),
+            "interval": [round(difference.low, 6), round(difference.high, 6)],
+            "p_value": self.comparison.p_value,
+            "gained": self.names(self.comparison.gained),
+            "lost": self.names(self.comparison.lost),
+        }
+
+
+def differ(first: Result, second: Result) -> Difference:
+    """How the second result differs from the first, by the first score of each problem."""
+    one, two = first.per_problem(), second.per_problem()
+    shared = tuple(name for name in one if name in two)
+    return Difference(shared, compare([one[name] for name in shared], [two[name] for name in shared]))
+
+
+def _passes(groups: Mapping[str, Sequence[Sample]], k: int) -> list[float]:
+    return [
+        pass_at_k(len(some), sum(sample.verdict is not None and sample.verdict.passed for sample in some), k)
+        for some in groups.values()
+    ]
+
+
+def _means(groups: Mapping[str, Sequence[Sample]], name: str) -> list[float]:
+    return [
+        fmean(sample.scores[name] for sample in some) for some in groups.values() if name in some[0].scores
+    ]
