@@ -40,10 +40,11 @@ _TMP_FILES = 4096
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where programs live: an empty folder for the root, what they may read, walls to leave out."""
+    """Where programs live: an empty folder for the root, what they may read or import, walls left out."""
 
     root: str
     readable: tuple[str, ...]
+    packages: tuple[str, ...] = ()
     without: frozenset[str] = frozenset()
 
 
@@ -200,8 +201,16 @@ def _build_root(place: Place) -> None:
             file.write(text)
     for path in (*place.readable, *(f"/dev/{name}" for name in _DEVICES)):
         _show(path, root)
+    for path, here in zip(place.packages, package_paths(place, in_root=True), strict=True):
+        os.makedirs(root + here)
+        _mount(path, root + here, None, _BIND | _REC)
     read_only = (_RDONLY | _NOSUID).to_bytes(8, "little") + bytes(24)
     ok(libc().syscall(_MOUNT_SETATTR, _AT_FDCWD, root.encode(), _AT_RECURSIVE, read_only, 32), "read-only")
+
+
+def package_paths(place: Place, *, in_root: bool) -> list[str]:
+    """Where programs find the folders of packages: in the root away from /tmp, which hides the host's."""
+    return [f"/packages/{i}" if in_root else path for i, path in enumerate(place.packages)]
 
 
 _ETC = {
@@ -271,7 +280,7 @@ def _rights(ground: Ground) -> Iterator[tuple[str, int]]:
     if "read-only-root" in ground.reached:
         yield "/", landlock.READ
     else:
-        for path in ground.place.readable:
+        for path in (*ground.place.readable, *ground.place.packages):
             if os.path.exists(path):
                 yield path, landlock.READ
     for name in _DEVICES:

@@ -76,6 +76,7 @@ class Sandbox:
         self._known: dict[Program, Future[Verdict]] = {}
         self._toolchains = {name: languages.tools(name) for name in languages.LANGUAGES}
         self._workers: list[_Worker | ContainerWorker] = []
+        self._threads: list[threading.Thread] = []
         try:
             for number in range(workers or os.cpu_count() or 1):
                 root = os.path.join(self._scratch.name, str(number))
@@ -130,12 +131,16 @@ class Sandbox:
 
     def close(self) -> None:
         """End every program and worker. Safe to call twice."""
-        for worker in self._workers:
-            worker.stop()
-        for _ in self._workers:
-            self._jobs.put(None)
         for future in self._known.values():
             future.cancel()
+        for worker in self._workers:
+            worker.stop()
+        for _ in self._threads:
+            self._jobs.put(None)
+        for thread in self._threads:
+            thread.join()
+        for worker in self._workers:
+            worker.stop()  # one may have been replacing a dead process just now
         self._scratch.cleanup()
 
     def __enter__(self) -> Self:
@@ -155,7 +160,7 @@ class Sandbox:
         java = {str(path) for path in Path("/etc").glob("java*")}
         return {
             "root": root,
-            "readable": [*_SYSTEM, *sorted({*own, *toolchains, *java, *folders})],
+            "readable": [*_SYSTEM, *sorted({*own, *toolchains, *java})],
             "packages": folders,
             "preload": list(preload),
             "without": list(without),
@@ -206,9 +211,9 @@ class _Worker:
             self._send(self._settings)
             hello = self._receive()
         except OSError:
-            self.stop()
             assert self._process.stderr, "is a pipe"
             reason = self._process.stderr.read().decode(errors="replace").strip().rpartition("\n")[2]
+            self.stop()
             raise SandboxError(
                 f"a sandbox process did not start: {reason or 'it ended'}",
                 "`starcoder doctor` tells what this machine allows; --sandbox docker needs no namespaces",
@@ -254,11 +259,11 @@ class _Worker:
         self._stopped = True
         if self._process:
             self._process.kill()
-            for pipe in (self._process.stdin, self._process.stdout):
+            self._process.wait()
+            for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
                 with contextlib.suppress(OSError):
                     assert pipe, "are pipes"
                     pipe.close()
-            self._process.wait()
 
     def _send(self, message: object) -> None:
         self._send_bytes(json.dumps(message).encode())

@@ -17,10 +17,12 @@ import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from starcoder.evaluate.sandbox.system import libc, ok
 from starcoder.evaluate.sandbox.verdicts import Kind
 from starcoder.evaluate.sandbox.wire import Channel, decode, encode, is_mutable, update
 
 _DETAIL = 300
+_SET_PDEATHSIG = 1
 _WALL_ERRORS = (1, 13, 30, 38, 101)  # EPERM, EACCES, EROFS, ENOSYS, ENETUNREACH
 
 
@@ -53,6 +55,7 @@ def hold(source: str, tests_and_nonce: Callable[[], tuple[str, str]], *, inside:
     candidate = os.fork()
     if candidate == 0:
         ours.close()
+        ok(libc().prctl(_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "pdeathsig")
         channel = theirs.fileno()
         os.closerange(3, channel)
         os.closerange(channel + 1, 128)

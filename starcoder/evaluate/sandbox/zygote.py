@@ -50,13 +50,17 @@ def main() -> None:
 
 def _work() -> None:
     settings = json.loads(_read_frame(0))
-    sys.path += settings["packages"]
+    place = Place(
+        settings["root"],
+        tuple(settings["readable"]),
+        tuple(settings["packages"]),
+        frozenset(settings["without"]),
+    )
+    ground = isolation.enter_worker(place)
+    sys.path += isolation.package_paths(place, in_root="read-only-root" in ground.reached)
     for name in (*_COMMON.split(), *settings["preload"]):
         with contextlib.suppress(ImportError):
             __import__(name)
-    ground = isolation.enter_worker(
-        Place(settings["root"], tuple(settings["readable"]), frozenset(settings["without"]))
-    )
     requests, replies = os.dup(0), os.dup(1)
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):

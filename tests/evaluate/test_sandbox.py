@@ -1,0 +1,332 @@
+"""The sandbox says of a program what running it says, once for equal ones, and nothing gets out of it."""
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from starcoder.errors import SandboxError
+from starcoder.evaluate.sandbox.isolation import WALLS
+from starcoder.evaluate.sandbox.pool import Sandbox
+from starcoder.evaluate.sandbox.verdicts import Isolation, Limits, Program
+from tests.evaluate.hostile.programs import HOSTILE, filled
+
+ADD = "def add(a, b):\n    return a + b\n"
+TESTS = """
+def check(candidate):
+    assert candidate(2, 3) == 5
+    assert candidate("a", "b") == "ab"
+
+check(add)
+"""
+LIMITS = Limits(timeout_s=2.5, memory_bytes=512 << 20)
+
+
+@pytest.fixture(scope="module")
+def sandbox():
+    with Sandbox(workers=2, limits=LIMITS) as sandbox:
+        yield sandbox
+
+
+def verdict(sandbox, source, tests=TESTS, language="python"):
+    return sandbox.submit(Program(source, tests, language)).result()
+
+
+@pytest.mark.parametrize(
+    ("source", "kind"),
+    [
+        (ADD, "passed"),
+        ("def add(a, b): return a - b", "assertion"),
+        ("def add(a, b) return a", "syntax"),
+        ("def add(a, b: return a", "syntax"),
+        ("def sub(a, b): return a", "name"),
+        ("def add(a, b): return a + c", "name"),
+        ("import nonesuch", "error"),
+        ("def add(a, b): return 1 / 0", "error"),
+        ("def add(a, b): return add(a, b)", "error"),
+        ("def add(a, b):\n  while True: pass", "timeout"),
+        ("def add(a, b): return [0] * 10 ** 10", "memory"),
+        ("raise SystemExit", "exit"),
+        ("import os; os._exit(0)", "exit"),
+        ("def add(a, b): return open('/usr/mine', 'w')", "isolation"),
+        ("import socket\ndef add(a, b): return socket.socket()", "isolation"),
+    ],
+)
+def test_each_way_to_end_has_its_kind(sandbox, source, kind):
+    assert verdict(sandbox, source).kind == kind
+
+
+def test_detail_names_the_line_of_the_tests(sandbox):
+    failed = verdict(sandbox, "def add(a, b): return 5")
+    assert failed.detail == "AssertionError (line 4 of the tests)"
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["None", "True", "2**70", "-(2**70)", "1.5", "float('inf')", "'\\ud800é'", "b'a'", "bytearray(b'a')",
+     "[1, [2, (3,)]]", "(1, 'a')", "{1, 2}", "frozenset({1})", "{(1, 2): [3], 'k': {}}", "1j", "range(3)",
+     "__import__('decimal').Decimal('1.1')", "__import__('fractions').Fraction(1, 3)"],
+)  # fmt: skip
+def test_plain_values_travel_unchanged(sandbox, value):
+    tests = f"value = {value}\nback = same(value)\nassert back == value and type(back) is type(value)"
+    assert verdict(sandbox, "def same(x): return x", tests).passed
+    assert verdict(sandbox, f"def same(x): return {value}", tests).passed
+
+
+def test_tests_see_arguments_that_the_candidate_changed(sandbox):
+    tests = "items = [3, 1, 2]\nassert order(items) is None\nassert items == [1, 2, 3]"
+    assert verdict(sandbox, "def order(items): items.sort()", tests).passed
+    assert verdict(sandbox, "def order(items): items = sorted(items)", tests).kind == "assertion"
+
+
+def test_tests_see_exceptions_of_the_candidate(sandbox):
+    tests = "try: fail()\nexcept ValueError as error: assert str(error) == 'no'\nelse: assert False"
+    assert verdict(sandbox, "def fail(): raise ValueError('no')", tests).passed
+    assert verdict(sandbox, "class Mine(ValueError): pass\ndef fail(): raise Mine('no')", tests).passed
+
+
+def test_tests_use_objects_of_the_candidate(sandbox):
+    source = """
+class Stack:
+    size = 0
+    def __init__(self): self.items = []
+    def push(self, item): self.items.append(item); return self
+    def __len__(self): return len(self.items)
+    def __iter__(self): return iter(self.items)
+    def __getitem__(self, i): return self.items[i]
+def top(stack): return stack.items[-1]
+def count(n):
+    yield from range(n)
+"""
+    tests = """
+stack = Stack()
+stack.push(1).push(2)
+assert len(stack) == 2 and list(stack) == [1, 2] and stack[0] == 1 and stack.items == [1, 2]
+assert top(stack) == 2
+stack.size = 7
+assert stack.size == 7
+assert sum(count(4)) == 6 and list(map(str, count(2))) == ["0", "1"]
+"""
+    assert verdict(sandbox, source, tests).passed
+
+
+def test_tests_use_what_the_candidate_imported(sandbox):
+    source = (
+        "import math\nimport math as m\nfrom collections import Counter\ndef root(x): return math.sqrt(x)"
+    )
+    tests = "assert math.isclose(root(2), m.sqrt(2))\nassert Counter('aa') == {'a': 2}"
+    assert verdict(sandbox, source, tests).passed
+
+
+def test_tests_that_pass_functions_run_beside_the_candidate_and_say_so(sandbox):
+    source = "def twice(f, x): return f(f(x))"
+    passed = verdict(sandbox, source, "assert twice(lambda x: x + 1, 0) == 2")
+    assert (passed.kind, passed.detail) == ("passed", "tested inside its own process")
+    assert verdict(sandbox, source, "assert twice(lambda x: x + 1, 0) == 3").kind == "assertion"
+    early = "import sys\ndef twice(f, x): sys.exit(0)"
+    assert verdict(sandbox, early, "assert twice(lambda x: x + 1, 0) == 2").kind == "exit"
+
+
+def test_equal_programs_are_run_once(sandbox):
+    source = "import os, time\ndef now(): return time.time_ns()\n"
+    programs = [Program(source, "assert now() % 2 == 0")] * 8
+    assert len({verdict.kind for _, verdict in sandbox.run(programs)}) == 1
+    assert sandbox.submit(programs[0]) is sandbox.submit(Program(source, "assert now() % 2 == 0"))
+
+
+def test_verdicts_belong_to_their_programs(sandbox):
+    programs = [Program(f"def n(): return {i}", "assert n() % 3 == 0") for i in range(40)]
+    kinds = {index: verdict.kind for index, verdict in sandbox.run(programs)}
+    assert kinds == {i: "assertion" if i % 3 else "passed" for i in range(40)}
+
+
+def test_programs_share_nothing(sandbox):
+    leave = "import os, builtins, math\nopen('/tmp/left', 'w').close()\nmath.left = builtins.left = 1\n" + ADD
+    look = (
+        "import os, builtins, math\ndef left(): return os.path.exists('/tmp/left') or hasattr(math, 'left')"
+    )
+    for _ in range(2):
+        assert verdict(sandbox, leave).passed
+    assert verdict(sandbox, look, "assert not left()").passed
+
+
+def test_every_wall_is_named_and_network_and_files_are_insisted_on(sandbox):
+    walls = sandbox.isolation
+    assert set(walls.reached) | set(walls.missing) == {"network", "files", *WALLS}
+    assert walls.holds
+    assert not Isolation(("network",), ("files",)).holds
+
+
+def test_a_machine_without_walls_is_refused_unless_told_otherwise():
+    bare = {"user-namespace", "landlock", "seccomp"}
+    with pytest.raises(SandboxError, match="programs could reach the network or your files"):
+        Sandbox(workers=1, without=bare)
+    with Sandbox(workers=1, limits=LIMITS, without=bare, allow_unsafe=True) as unsafe:
+        assert not unsafe.isolation.holds
+        assert verdict(unsafe, ADD).passed
+
+
+def test_without_namespaces_landlock_and_the_filter_hold_the_line(tmp_path):
+    secret = tmp_path / "secret"
+    secret.write_text("x")
+    with Sandbox(workers=1, limits=LIMITS, without={"user-namespace"}) as lesser:
+        if not lesser.isolation.holds:
+            pytest.skip("this kernel has no Landlock or no call filter")
+        assert {"network", "files", "landlock", "seccomp"} <= set(lesser.isolation.reached)
+        assert {"pid-namespace", "net-namespace", "read-only-root"} <= set(lesser.isolation.missing)
+        assert verdict(lesser, ADD).passed
+        assert verdict(lesser, f"def add(a, b): return open({str(secret)!r}).read()").kind == "isolation"
+        assert verdict(lesser, "import socket\ndef add(a, b): return socket.socket()").kind == "isolation"
+        assert (
+            verdict(lesser, "import os\nif os.fork() == 0:\n  os.setsid()\n  while True: pass").kind
+            != "passed"
+        )
+        assert verdict(lesser, ADD + "# again").passed
+
+
+def test_packages_are_visible_when_asked_for(tmp_path):
+    (tmp_path / "mine.py").write_text("VALUE = 3\n")
+    tmp_path.chmod(0o755)  # programs are nobody where the tests are root
+    source = "import mine\ndef add(a, b): return mine.VALUE"
+    with Sandbox(workers=1, limits=LIMITS, packages=[tmp_path]) as own:
+        assert verdict(own, source, "assert add(1, 2) == 3").passed
+
+
+def test_a_worker_that_is_killed_is_replaced(sandbox):
+    with Sandbox(workers=1, limits=LIMITS) as own:
+        assert verdict(own, ADD).passed
+        own._workers[0]._process.kill()
+        assert verdict(own, ADD + "# again").passed
+
+
+def test_closing_leaves_no_process_and_no_file():
+    own = Sandbox(workers=2, limits=LIMITS)
+    own.submit(Program("import time; time.sleep(60)", ""))
+    folder, process = own._scratch.name, own._workers[0]._process
+    own.close()
+    own.close()
+    assert process.poll() is not None
+    assert not os.path.exists(folder)
+
+
+def test_the_process_behind_it_ends_with_a_killed_caller():
+    script = (
+        "import os\nfrom starcoder.evaluate.sandbox.pool import Sandbox\n"
+        "s = Sandbox(workers=1)\nprint(s._workers[0]._process.pid, flush=True)\nos.kill(os.getpid(), 9)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60
+    )
+    worker = int(done.stdout)
+    for _ in range(100):
+        if not os.path.exists(f"/proc/{worker}"):
+            return
+        threading.Event().wait(0.05)
+    pytest.fail("the worker outlives its caller")
+
+
+OTHER = {
+    "javascript": ("const add = (a, b) => a + b;", "if (add(2, 3) !== 5) throw new Error('assert');"),
+    "bash": ("add() { echo $(($1 + $2)); }", "set -e\n[ $(add 2 3) = 5 ]"),
+    "perl": ("sub add { return $_[0] + $_[1]; }", "die 'assert' unless add(2, 3) == 5;"),
+    "cpp": (
+        "int add(int a, int b) { return a + b; }",
+        "#include <cassert>\nint main() {\n assert(add(2, 3) == 5);\n}",
+    ),
+    "rust": ("fn add(a: i32, b: i32) -> i32 { a + b }", "fn main() {\n assert_eq!(add(2, 3), 5);\n}"),
+    "java": (
+        "class Problem { static int add(int a, int b) { return a + b; }",
+        "public static void main(String[] a) {\n assert add(2, 3) == 5;\n}\n}",
+    ),
+}
+EARLY = {
+    "javascript": "process.exit(0);",
+    "bash": "exit 0",
+    "perl": "exit 0;",
+    "cpp": "#include <cstdlib>\nint before = (std::exit(0), 0);\nint add(int a, int b) { return 0; }",
+    "rust": "fn add(a: i32, b: i32) -> i32 { std::process::exit(0) }",
+    "java": "class Problem { static int add(int a, int b) { System.exit(0); return 0; }",
+}
+
+
+@pytest.mark.parametrize("language", OTHER)
+def test_other_languages_pass_fail_and_exit_early(language):
+    with Sandbox(workers=1, limits=Limits(timeout_s=10)) as own:
+        if not own.available(language):
+            pytest.skip(f"no tool-chain for {language} on this machine")
+        source, tests = OTHER[language]
+        assert verdict(own, source, tests, language).passed
+        wrong = verdict(own, source.replace("+", "-"), tests, language)
+        assert wrong.kind in ("assertion", "error")
+        assert verdict(own, EARLY[language], tests, language).kind == "exit"
+        assert verdict(own, "((( !", tests, language).kind not in ("passed", "exit")
+
+
+def test_a_language_without_tools_is_unavailable_not_failed(sandbox):
+    assert not sandbox.available("cobol")
+    assert verdict(sandbox, "", "", "cobol").kind == "unavailable"
+
+
+@pytest.fixture(scope="module")
+def targets(tmp_path_factory):
+    """What programs must not reach, and a list of what reached it."""
+    folder: Path = tmp_path_factory.mktemp("home")
+    (folder / "secret").write_text("the user's\n")
+    reached: list[str] = []
+    server = socket.create_server(("127.0.0.1", 0))
+    port = server.getsockname()[1]
+    datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    datagrams.bind(("127.0.0.1", port))
+    path = str(folder / "socket")
+    local, abstract = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX)
+    local.bind(path)
+    abstract.bind("\0" + path)
+    sockets = (server, datagrams, local, abstract)
+    for listener in (server, local, abstract):
+        listener.listen()
+    for each in sockets:
+        each.setblocking(False)
+
+    def contacts():
+        for each in sockets:
+            try:
+                each.recv(1) if each is datagrams else each.accept()[0].close()
+            except BlockingIOError:
+                continue
+            reached.append(str(each))
+        return reached + sorted(name for name in os.listdir(folder) if name not in ("secret", "socket"))
+
+    yield folder, port, path, contacts
+    for each in sockets:
+        each.close()
+
+
+def test_no_hostile_program_passes_or_escapes_and_the_run_goes_on(targets):
+    folder, port, path, contacts = targets
+    os.environ["SECRET_OF_THE_TESTS"] = "1"
+    programs = filled(str(folder / "secret"), str(folder), port, path)
+    assert len(programs) == len(HOSTILE) >= 60
+    mixed = []
+    for number, source in enumerate(programs.values()):
+        mixed += [Program(source, TESTS), Program(f"{ADD}# {number}", TESTS)]
+    with Sandbox(workers=2, limits=LIMITS) as own:
+        if "pid-namespace" not in own.isolation.reached:
+            pytest.skip("without namespaces bombs would go off in the tests' own user")
+        verdicts = dict(own.run(mixed))
+        processes = [worker._process.pid for worker in own._workers]
+        assert all(os.path.exists(f"/proc/{process}") for process in processes)
+    del os.environ["SECRET_OF_THE_TESTS"]
+    hostile = {name: verdicts[2 * number] for number, name in enumerate(programs)}
+    assert {name: verdict for name, verdict in hostile.items() if verdict.passed} == {}
+    honest = [verdicts[2 * number + 1] for number in range(len(programs))]
+    assert [verdict for verdict in honest if not verdict.passed] == []
+    assert contacts() == []
+
+
+def test_an_object_equal_to_everything_passes_where_no_judge_stands_apart():
+    """Else the test above would prove nothing of it."""
+    exec(filled("", "", 0, "")["equal to everything"] + TESTS, {})
