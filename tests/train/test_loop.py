@@ -1,5 +1,6 @@
 """The loop learns, resumes bit for bit, and packs without leaking across documents."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -147,6 +148,10 @@ def test_a_loss_that_is_no_number_stops_the_run(tokenizer: Tokenizer, tmp_path: 
             progress=Progress(tmp_path, Console(quiet=True)),
         )
     assert not list(tmp_path.glob("checkpoints/*.pt"))
+    report = json.loads((tmp_path / "failure.json").read_text())
+    assert report["step"] == 1
+    assert report["not_finite"]["weights"] == ["norm.weight"]
+    assert len(report["tokens"][0]) == 64
 
 
 def test_another_model_does_not_resume_from_these_checkpoints(tokenizer: Tokenizer, tmp_path: Path) -> None:
