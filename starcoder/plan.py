@@ -24,9 +24,8 @@ USABLE_SHARE = 0.95
 _DTYPE_BYTES: dict[Weights, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 _BITS: dict[Weights, int] = {"int8": 8, "int4": 4}
 # As `quantize` chooses them; a test holds both to the same bytes.
-_GROUP_SIZES: dict[Weights, int] = {"int4": 64, "int8": 128}
-_TIED_GROUP_SIZES: dict[Weights, int] = {"int4": 32, "int8": 128}
-_COLUMNS = 16  # of a packed block; a column of a group has one scale of two bytes
+_GROUP_SIZES: dict[Weights, int] = {"int4": 32, "int8": 128}
+_COLUMNS = 16  # of a packed block; a column has a scale of a byte for each group, and a unit of two for all
 
 # Python with torch, the tokenizer and its 49,152 tokens: resident memory of `starcoder generate` less its
 # model, cache and scratch. Measured with torch 2.13.0+cpu on Linux.
@@ -168,10 +167,10 @@ def _num_vectors(config: ModelConfig) -> int:
 def _stored(matrix: _Matrix, scheme: Weights) -> int:
     """Bytes of a packed matrix: whole blocks of columns, whole groups of inputs, and their scales."""
     own: Weights = "int8" if matrix.is_only_table else scheme
-    group_size = (_TIED_GROUP_SIZES if matrix.is_table else _GROUP_SIZES)[own]
+    group_size = _GROUP_SIZES[own]
     columns = -(-matrix.columns // _COLUMNS) * _COLUMNS
     groups = -(-matrix.inputs // group_size)
-    return columns * groups * (group_size * _BITS[own] // 8 + 2)
+    return columns * (groups * (group_size * _BITS[own] // 8 + 1) + 2)
 
 
 _STARCODER = ModelConfig(

@@ -19,14 +19,10 @@ from starcoder.kernels.rounding import round_rows
 Method = Literal["nearest", "search"]
 
 __all__ = ["LayerReport", "Method", "QuantizedEmbedding", "QuantizedLinear", "Report", "Scheme"]
-__all__ += ["expect", "quantize", "quantize_matrix", "relative_error"]
+__all__ += ["expect", "quantize", "quantize_matrix", "quantize_with_error"]
 
-# Weights that share a scale. int4: 64 is 4.25 bits in place of the 4.5 of llama.cpp's 32, at 13 to 16 % more
-# KL (benchmarks/quality.py). int8: 128 is 8.125 bits; halving it gains a tenth of an error that is small
-# already.
-_GROUP_SIZES: dict[Scheme, int] = {"int4": 64, "int8": 128}
-# A table that is also the head decides every token, so its groups are finer.
-_TIED_GROUP_SIZES: dict[Scheme, int] = {"int4": 32, "int8": 128}
+# Weights that share a scale, which costs a byte: 4.25 and 8.06 bits a weight (benchmarks/quality.py).
+_GROUP_SIZES: dict[Scheme, int] = {"int4": 32, "int8": 128}
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,9 +99,10 @@ class QuantizedLinear(_Quantized):
 
     def select(self, rows: Tensor) -> "QuantizedLinear":
         """The layer of these outputs, a copy: what they multiply with stays exactly the same."""
-        integers, scales = unpack(self.packed)
+        integers, multiples, units = unpack(self.packed)
         rows = rows.to(integers.device)
-        part = pack(integers[rows], scales[rows], self._shape.scheme, self._shape.group_size)
+        shape = self._shape
+        part = pack(integers[rows], multiples[rows], units[rows], shape.scheme, shape.group_size)
         return QuantizedLinear(part, None if self.bias is None else self.bias.detach()[rows])
 
 
@@ -137,7 +134,7 @@ def quantize(model: nn.Module, scheme: Scheme, *, method: Method = "search") -> 
     for site in _sites(model, scheme):
         weight = site.module.weight.detach()
         if id(site.module.weight) not in done:
-            packed, error = _quantize_matrix(weight, site.scheme, site.group_size, method)
+            packed, error = quantize_with_error(weight, site.scheme, site.group_size, method)
             done[id(site.module.weight)] = packed
             size, (columns, inputs) = packed.size_bytes, weight.shape
             layers.append(LayerReport(site.name, site.scheme, columns, inputs, size, error))
@@ -162,7 +159,7 @@ def expect(model: nn.Module, scheme: Scheme) -> None:
         columns, inputs = site.module.weight.shape
         data, scales = packed_shapes(site.scheme, columns, inputs, site.group_size)
         empty = torch.empty(data, dtype=torch.uint8, device="meta")
-        empty_scales = torch.empty(scales, dtype=torch.bfloat16, device="meta")
+        empty_scales = torch.empty(scales, dtype=torch.uint8, device="meta")
         packed = Packed(site.scheme, columns, inputs, site.group_size, empty, empty_scales)
         site.put(shared.setdefault(id(site.module.weight), packed))
 
@@ -200,8 +197,7 @@ def _sites(model: nn.Module, scheme: Scheme) -> Iterator[_Site]:
     for name, module in found:
         parent, _, attribute = name.rpartition(".")
         own: Scheme = "int8" if id(module.weight) in tables - heads else scheme
-        sizes = _TIED_GROUP_SIZES if id(module.weight) in tables else _GROUP_SIZES
-        yield _Site(name, module, model.get_submodule(parent), attribute, own, sizes[own])
+        yield _Site(name, module, model.get_submodule(parent), attribute, own, _GROUP_SIZES[own])
 
 
 def quantize_matrix(
@@ -212,15 +208,17 @@ def quantize_matrix(
     `nearest` scales each group by its largest weight; for int4 `search` tries other scales too and keeps
     the one with the least squared error.
     """
-    return _quantize_matrix(weight, scheme, group_size or _GROUP_SIZES[scheme], method)[0]
+    return quantize_with_error(weight, scheme, group_size or _GROUP_SIZES[scheme], method)[0]
 
 
-def _quantize_matrix(weight: Tensor, scheme: Scheme, group_size: int, method: Method) -> tuple[Packed, float]:
-    """Also the relative error."""
+def quantize_with_error(
+    weight: Tensor, scheme: Scheme, group_size: int, method: Method
+) -> tuple[Packed, float]:
+    """As `quantize_matrix`, and the root of the squared error over the squared weights."""
     columns, inputs = weight.shape
     data_shape, scale_shape = packed_shapes(scheme, columns, inputs, group_size)
     data = torch.empty(data_shape, dtype=torch.uint8, device=weight.device)
-    scales = torch.empty(scale_shape, dtype=torch.bfloat16, device=weight.device)
+    scales = torch.empty(scale_shape, dtype=torch.uint8, device=weight.device)
     # At 8 bits, cutting the largest weight costs more than a finer scale gains: one candidate.
     factors = _FACTORS if method == "search" and scheme == "int4" else [1.0]
     step = max(1, (1 << 22) // (COLUMNS * inputs)) * COLUMNS
@@ -237,16 +235,3 @@ def _quantize_matrix(weight: Tensor, scheme: Scheme, group_size: int, method: Me
 
 # Of the scale that fits the largest weight. Finer steps gain less than a thousandth of the error.
 _FACTORS = [0.6 + 0.025 * step for step in range(20)]
-
-
-def relative_error(weight: Tensor, packed: Packed) -> float:
-    """Root of the squared error over the squared weights; computed a slice of the blocks at a time."""
-    wrong = total = 0.0
-    step = max(1, (1 << 20) // (COLUMNS * packed.inputs))
-    for start in range(0, len(packed.data), step):
-        rows = weight[start * COLUMNS : (start + step) * COLUMNS].float()
-        data, scales = packed.data[start : start + step], packed.scales[start : start + step]
-        part = replace(packed, columns=len(rows), data=data, scales=scales)
-        wrong += float((dequantize(part) - rows).square().sum())
-        total += float(rows.square().sum())
-    return (wrong / total) ** 0.5 if total else 0.0

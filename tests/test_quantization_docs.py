@@ -8,7 +8,7 @@ import pytest
 
 from starcoder import checkpoint
 from starcoder.plan import CHOICES, KNOWN, plan
-from starcoder.quantize import _GROUP_SIZES, _TIED_GROUP_SIZES
+from starcoder.quantize import _GROUP_SIZES
 from tests.tiny import make_model
 
 TEXT = (Path(__file__).parent.parent / "docs" / "quantization.md").read_text("utf-8")
@@ -40,5 +40,4 @@ def test_the_entry_of_config_json_is_the_one_that_is_written(scheme, tmp_path):
 
 
 def test_the_group_sizes_are_those_of_the_code():
-    assert _GROUP_SIZES == {"int4": 64, "int8": 128}
-    assert _TIED_GROUP_SIZES == {"int4": 32, "int8": 128}
+    assert _GROUP_SIZES == {"int4": 32, "int8": 128}

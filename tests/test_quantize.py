@@ -51,13 +51,13 @@ def test_errors_on_normal_weights_are_the_known_ones():
     """A uniform grid of 16 levels cannot do better than 0.107 with one scale; groups and a search do."""
     weight = gauss(256, 1024)
     assert error_of(weight, quantize_matrix(weight, "int4", method="nearest")) == pytest.approx(
-        0.095, rel=0.02
+        0.086, rel=0.02
     )
-    assert error_of(weight, quantize_matrix(weight, "int4")) == pytest.approx(0.090, rel=0.02)
+    assert error_of(weight, quantize_matrix(weight, "int4")) == pytest.approx(0.082, rel=0.02)
     assert error_of(weight, quantize_matrix(weight, "int8")) == pytest.approx(0.0085, rel=0.02)
 
 
-def test_int4_is_as_exact_as_q4_0_in_fewer_bits():
+def test_int4_is_more_exact_than_q4_0_in_fewer_bits():
     """llama.cpp's Q4_0: groups of 32, the largest weight is -8, a float16 scale: 4.5 bits."""
     weight = gauss(256, 1024)
     groups = weight.view(-1, 32)
@@ -65,30 +65,26 @@ def test_int4_is_as_exact_as_q4_0_in_fewer_bits():
     theirs = (groups / scale).round().clamp(-8, 7) * scale
     their_error = float((theirs - groups).norm() / groups.norm())
     packed = quantize_matrix(weight, "int4")
-    assert packed.size_bytes * 8 / weight.numel() == 4.25
-    assert error_of(weight, packed) < 1.05 * their_error
+    assert packed.size_bytes * 8 / weight.numel() == 4.25 + 16 / 1024
+    assert error_of(weight, packed) < 0.96 * their_error
 
 
 @settings(max_examples=30, deadline=None)
 @given(
     scheme=st.sampled_from(["int4", "int8"]),
-    method=st.sampled_from(["nearest", "search"]),
     columns=st.integers(1, 40),
     inputs=st.integers(1, 300),
     size=st.sampled_from([0.0, 1e-30, 1e-3, 1.0, 1e20]),
 )
-def test_any_matrix_is_within_half_a_step_of_its_scale(scheme, method, columns, inputs, size):
+def test_any_matrix_is_within_half_a_step_of_its_scale(scheme, columns, inputs, size):
     weight = gauss(columns, inputs) * size
     packed = quantize_matrix(weight, scheme, method="nearest")
-    _, scales = unpack(packed)
-    step = scales.float().abs().repeat_interleave(packed.group_size, 1)[:, :inputs]
-    # The largest int4 weight may be a whole step off where it sits at +8; bfloat16 moves a scale by 1/256.
-    allowed = step * (1.05 if scheme == "int4" else 0.502) + 1e-37
+    _, multiples, units = unpack(packed)
+    step = (multiples * units.float()[:, None]).abs().repeat_interleave(packed.group_size, 1)[:, :inputs]
+    # The largest int4 weight may be a whole step off where it sits at +8, and half a unit per step more.
+    is_int4 = scheme == "int4"
+    allowed = step * (1.05 if is_int4 else 0.502) + is_int4 * 4 * units.float()[:, None] + 1e-37
     assert bool(((dequantize(packed) - weight).abs() <= allowed).all())
-    searched = quantize_matrix(weight, scheme, method=method)
-    assert (
-        float((dequantize(searched) - weight).norm()) <= float((dequantize(packed) - weight).norm()) * 1.0001
-    )
 
 
 @settings(max_examples=30, deadline=None)
@@ -97,7 +93,7 @@ def test_neighbours_in_int8_stay_within_what_16_bits_hold(seed, spread):
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(32, 256, generator=generator).sinh() * spread  # heavy tails
     weight[0] = 1.0  # all equal: the largest pairs there can be
-    integers, _ = unpack(quantize_matrix(weight, "int8"))
+    integers, _, _ = unpack(quantize_matrix(weight, "int8"))
     pairs = integers.int().view(32, -1, 2)
     same_sign = pairs.prod(-1) > 0
     assert int(pairs.sum(-1).abs()[same_sign].max()) <= 128

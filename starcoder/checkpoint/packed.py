@@ -18,9 +18,9 @@ from starcoder.model import Transformer
 from starcoder.quantize import QuantizedEmbedding, QuantizedLinear, Scheme, expect
 
 ENTRY = "quantization_config"  # of config.json
-_METHOD, _VERSION = "starcoder", 1
+_METHOD, _VERSION = "starcoder", 2
 _ALIGNMENT = 64  # bytes of a cache line: so much the kernels read at once
-_TYPE_NAMES = {torch.uint8: "U8", torch.bfloat16: "BF16", torch.float32: "F32"}
+_TYPE_NAMES = {torch.uint8: "U8", torch.float32: "F32"}
 _QUANTIZE_AGAIN = "quantize the original checkpoint again"
 
 
@@ -147,11 +147,10 @@ def write(model: Transformer, path: Path) -> None:
     Packed bytes come first and the header ends on a cache line, so every line of a mapped matrix is whole.
     Source: huggingface/safetensors: README.md, "Format".
     """
-    tensors = sorted(_stored(model).items(), key=lambda item: (_rank(item[1]), item[0]))
+    tensors = sorted(_stored(model).items(), key=lambda item: (_rank(item[0]), item[0]))
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, tensor in tensors:
-        assert not name.endswith("scales") or tensor.dtype == torch.bfloat16, "`to` changed packed scales"
         start, end = end, end + tensor.nbytes
         shape = list(tensor.shape)
         header[name] = {"dtype": _TYPE_NAMES[tensor.dtype], "shape": shape, "data_offsets": [start, end]}
@@ -163,6 +162,7 @@ def write(model: Transformer, path: Path) -> None:
             tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tofile(file)
 
 
-def _rank(tensor: Tensor) -> int:
+def _rank(name: str) -> int:
     """Order in the file: sizes that are whole cache lines, then scales, then floats."""
-    return list(_TYPE_NAMES).index(tensor.dtype)
+    _, _, kind = name.rpartition(".")
+    return ("data", "scales").index(kind) if kind in ("data", "scales") else 2

@@ -32,8 +32,7 @@ from starcoder.quantize import (
     Report,
     Scheme,
     expect,
-    quantize_matrix,
-    relative_error,
+    quantize_with_error,
 )
 from starcoder.quantize import quantize as round_weights
 
@@ -107,8 +106,7 @@ def quantize(model: str | Path, scheme: Scheme, *, method: Method = "search") ->
     network = _empty(folder)
     layers: list[LayerReport] = []
 
-    def note(name: str, weight: Tensor, matrix: Packed) -> None:
-        error = relative_error(weight, matrix)
+    def note(name: str, matrix: Packed, error: float) -> None:
         size = matrix.size_bytes
         layers.append(LayerReport(name, matrix.scheme, matrix.columns, matrix.inputs, size, error))
 
@@ -177,9 +175,9 @@ def _quantize(
     method: Method,
     device: torch.device,
     dtype: torch.dtype,
-    note: Callable[[str, Tensor, Packed], None] | None = None,
+    note: Callable[[str, Packed, float], None] | None = None,
 ) -> None:
-    """Fill `network` with packed matrices; `note` sees each beside what it was made from."""
+    """Fill `network` with packed matrices; `note` sees each and its error."""
     shapes = _shapes(network)
     weights = _Weights(folder, network.config, list(shapes))
     expect(network, scheme)
@@ -191,10 +189,10 @@ def _quantize(
             state[name] = weights.take(name, shape, device, dtype)
             continue
         weight, wanted = weights.once(name, shape).to(device), module.packed
-        matrix = quantize_matrix(weight, wanted.scheme, group_size=wanted.group_size, method=method)
+        matrix, error = quantize_with_error(weight, wanted.scheme, wanted.group_size, method)
         state |= {f"{module_name}.data": matrix.data, f"{module_name}.scales": matrix.scales}
         if note is not None:
-            note(module_name, weight, matrix)
+            note(module_name, matrix, error)
     packed.assign(network, state, dtype)
 
 

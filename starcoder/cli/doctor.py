@@ -34,7 +34,7 @@ def _report() -> dict[str, str | int]:
 
     import torch  # takes seconds, so not before it is asked for
 
-    from starcoder.kernels import native
+    from starcoder.kernels import describe
 
     return {
         "starcoder": __version__,
@@ -43,6 +43,6 @@ def _report() -> dict[str, str | int]:
         **{name: metadata.version(name) for name in _PACKAGES},
         "cpu": f"{os.cpu_count()} logical cores, {torch.backends.cpu.get_cpu_capability()}",
         "threads": torch.get_num_threads(),
-        "kernels": ", ".join(native.variants()) or "not built, torch does the work",
+        "kernels": describe(),
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
     }

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from starcoder.kernels import native
-from starcoder.kernels.packed import COLUMNS, Packed, Scheme, dequantize
+from starcoder.kernels.packed import COLUMNS, Packed, Scheme, dequantize, scales_of
 
 KINDS: dict[Scheme, int] = {"int8": native.INT8, "int4": native.INT4}
 
@@ -132,6 +132,7 @@ def quantized_rows(which: Tensor, packed: Packed, dtype: torch.dtype = torch.flo
         integers = torch.stack([data & 15, data >> 4], dim=2).view(torch.int8) - 8
     else:
         integers = data.contiguous().view(torch.int8)
-    scales = packed.scales[block, :, column].float().repeat_interleave(packed.group_size, dim=1)
+    scales = scales_of(packed.scales[block])[torch.arange(len(block), device=block.device), :, column]
+    scales = scales.repeat_interleave(packed.group_size, dim=1)
     rows = integers.flatten(1).float() * scales
     return rows[:, : packed.inputs].reshape(*which.shape, packed.inputs).to(dtype)

@@ -118,8 +118,8 @@ def test_quantized_by_another_tool_is_refused(int4_folder):
         checkpoint.load(int4_folder)
 
 
-@pytest.mark.parametrize("change", [{"version": 2}, {"scheme": "int3"}])
-def test_a_layout_of_the_future_is_named(change, int4_folder):
+@pytest.mark.parametrize("change", [{"version": 3}, {"version": 1}, {"scheme": "int3"}])
+def test_a_layout_of_another_version_is_named(change, int4_folder):
     edit_config(int4_folder, **change)
     with pytest.raises(CheckpointError, match="which this version cannot read") as caught:
         checkpoint.load(int4_folder)
@@ -127,7 +127,7 @@ def test_a_layout_of_the_future_is_named(change, int4_folder):
 
 
 def test_groups_of_another_size_are_not_misread(int4_folder):
-    edit_config(int4_folder, matrices={"blocks": {"scheme": "int4", "group_size": 32}})
+    edit_config(int4_folder, matrices={"blocks": {"scheme": "int4", "group_size": 64}})
     with pytest.raises(CheckpointError, match="describes quantized matrices"):
         checkpoint.load(int4_folder)
 
@@ -139,8 +139,8 @@ def test_what_the_file_lacks_holds_besides_or_misshapes_is_named(int4_folder):
     for state, message in (
         ({name: t for name, t in good.items() if name != scales}, f"has no tensor '{scales}'"),
         (good | {"extra": torch.zeros(1)}, "holds a tensor that config.json has no place for: 'extra'"),
-        (good | {scales: good[scales][:1].clone()}, rf"{scales}' is \(1, 1, 16\) of torch.bfloat16"),
-        (good | {scales: good[scales].float()}, r"of torch.float32, .* of torch.bfloat16"),
+        (good | {scales: good[scales][:1].clone()}, rf"{scales}' is \(1, 4, 16\) of torch.uint8"),
+        (good | {scales: good[scales].float()}, r"of torch.float32, .* of torch.uint8"),
     ):
         save_file(state, file)
         with pytest.raises(CheckpointError, match=message):

@@ -19,8 +19,7 @@ static std::vector<float> floats(size_t size) {
 
 struct Matrix {  // owns what an ScLinear points to
   std::vector<float> plain, bias;
-  std::vector<uint8_t> data;
-  std::vector<uint16_t> scales;
+  std::vector<uint8_t> data, scales;
   ScLinear linear;
   Matrix(int32_t kind, int32_t columns, int32_t inputs, int32_t group, bool has_bias = true)
       : plain(floats((size_t)columns * inputs)), bias(floats(columns)) {
@@ -28,7 +27,7 @@ struct Matrix {  // owns what an ScLinear points to
     if (kind == SC_FLOAT32) return;
     const size_t blocks = (columns + 15) / 16, groups = (inputs + group - 1) / group;
     data.resize(blocks * groups * group * (kind == SC_INT4 ? 8 : 16));
-    scales.resize(blocks * groups * 16);
+    scales.resize(blocks * (2 + groups) * 16);
     linear.data = data.data(), linear.scales = scales.data();
     const float factors[] = {0.8f, 1.f};
     double wrong, total;

@@ -21,8 +21,10 @@ def random_packed(scheme: Scheme, columns: int, inputs: int, group_size: int, se
     integers = torch.randint(low, high, (columns, inputs), generator=generator, dtype=torch.int8)
     if scheme == "int8":  # alone in a pair, a weight may be larger
         integers[:, ::4], integers[:, 1::4] = 127, 1
-    scales = torch.rand(columns, -(-inputs // group_size), generator=generator) * 0.02 - 0.01
-    return pack(integers, scales.bfloat16(), scheme, group_size)
+    groups = -(-inputs // group_size)
+    multiples = torch.randint(-127, 128, (columns, groups), generator=generator, dtype=torch.int8)
+    units = torch.rand(columns, generator=generator) * 2e-4 - 1e-4
+    return pack(integers, multiples, units.bfloat16(), scheme, group_size)
 
 
 def rounded(x: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
@@ -90,7 +92,8 @@ def test_the_largest_integers_do_not_saturate(scheme, variant):
         ((-8, 1.0), (7, 1.0), (-8, -1.0)) if scheme == "int4" else ((64, 1.0), (-64, 1.0))
     ):
         integers = torch.full((16, 512), weight, dtype=torch.int8)
-        packed = pack(integers, torch.ones(16, 2).bfloat16(), scheme, 256)
+        ones = torch.ones(16, 2, dtype=torch.int8)
+        packed = pack(integers, ones, ones[:, 0].bfloat16(), scheme, 256)
         found = native_linear(torch.full((9, 512), activation), packed, variant=variant)
         torch.testing.assert_close(found, torch.full((9, 16), 512.0 * weight * activation))
 

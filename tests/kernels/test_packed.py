@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from starcoder.kernels.packed import GROUP_SIZES, Packed, dequantize, pack, packed_shapes, unpack
+from starcoder.kernels.packed import GROUP_SIZES, Packed, dequantize, pack, packed_shapes, scales_of, unpack
 
 
 @settings(max_examples=40, deadline=None)
@@ -19,10 +19,12 @@ def test_unpack_is_the_inverse_of_pack(scheme, columns, inputs, group_size):
     generator = torch.Generator().manual_seed(columns * 1000 + inputs)
     low, high = (-8, 8) if scheme == "int4" else (-127, 128)
     integers = torch.randint(low, high, (columns, inputs), generator=generator, dtype=torch.int8)
-    scales = torch.rand(columns, -(-inputs // group_size), generator=generator).bfloat16()
-    packed = pack(integers, scales, scheme, group_size)
-    again, scales_again = unpack(packed)
-    assert torch.equal(again, integers) and torch.equal(scales_again, scales)
+    groups = -(-inputs // group_size)
+    multiples = torch.randint(-127, 128, (columns, groups), generator=generator, dtype=torch.int8)
+    units = torch.rand(columns, generator=generator).bfloat16()
+    packed = pack(integers, multiples, units, scheme, group_size)
+    again = unpack(packed)
+    assert all(map(torch.equal, again, (integers, multiples, units)))
     data, scale_shape = packed_shapes(scheme, columns, inputs, group_size)
     assert (packed.data.shape, packed.scales.shape) == (data, scale_shape)
 
@@ -30,8 +32,10 @@ def test_unpack_is_the_inverse_of_pack(scheme, columns, inputs, group_size):
 @pytest.mark.parametrize("scheme", ["int4", "int8"])
 def test_the_layout_is_the_documented_one(scheme):
     integers = torch.randint(-8, 8, (32, 64), generator=torch.Generator().manual_seed(0), dtype=torch.int8)
-    scales = torch.rand(32, 2, generator=torch.Generator().manual_seed(1)).bfloat16()
-    packed = pack(integers, scales, scheme, 32)
+    generator = torch.Generator().manual_seed(1)
+    multiples = torch.randint(-127, 128, (32, 2), generator=generator, dtype=torch.int8)
+    units = torch.rand(32, generator=generator).bfloat16()
+    packed = pack(integers, multiples, units, scheme, 32)
     for column, k in ((0, 0), (5, 7), (16, 12), (31, 63)):
         block, byte = column // 16, 4 * (column % 16) + k % 4
         if scheme == "int8":
@@ -40,17 +44,21 @@ def test_the_layout_is_the_documented_one(scheme):
             whole = packed.data[block, k // 8, byte].item()
             found = (whole >> 4 if k % 8 >= 4 else whole & 15) - 8
         assert found == integers[column, k]
-        assert packed.scales[block, k // 32, column % 16] == scales[column, k // 32]
+        assert packed.scales[block, 2 + k // 32, column % 16].view(torch.int8) == multiples[column, k // 32]
+        unit = packed.scales[block, :2].flatten().view(torch.bfloat16)[column % 16]
+        assert unit == units[column]
+        assert (
+            scales_of(packed.scales)[block, k // 32, column % 16] == unit * multiples[column, k // 32].float()
+        )
 
 
-def test_bits_per_weight_are_four_and_a_scale():
-    integers = torch.zeros(64, 256, dtype=torch.int8)
-    packed = pack(integers, torch.ones(64, 4).bfloat16(), "int4", 64)
-    assert packed.size_bytes * 8 == 64 * 256 * 4.25
+def test_bits_per_weight_are_four_a_scale_and_a_unit():
+    integers, ones = torch.zeros(64, 256, dtype=torch.int8), torch.ones(64, 8, dtype=torch.int8)
+    packed = pack(integers, ones, ones[:, 0].bfloat16(), "int4", 32)
+    assert packed.size_bytes * 8 == 64 * (256 * 4.25 + 16)
 
 
 def test_dequantized_is_integer_times_scale():
-    packed: Packed = pack(
-        torch.tensor([[3, -8]], dtype=torch.int8), torch.tensor([[0.5]]).bfloat16(), "int4", 32
-    )
-    assert dequantize(packed).tolist() == [[1.5, -4.0]]
+    integers, multiples = torch.tensor([[3, -8]], dtype=torch.int8), torch.tensor([[-2]], dtype=torch.int8)
+    packed: Packed = pack(integers, multiples, torch.tensor([0.25]).bfloat16(), "int4", 32)
+    assert dequantize(packed).tolist() == [[-1.5, 4.0]]

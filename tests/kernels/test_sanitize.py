@@ -1,4 +1,4 @@
-"""The kernels read and write nothing outside their arrays."""
+"""The kernels read and write nothing outside their arrays, and no thread what another one writes."""
 
 import os
 import shutil
@@ -40,9 +40,8 @@ def compiled(folder: Path, sanitizers: str) -> Path:
     return program
 
 
-def test_address_and_undefined_behaviour_sanitizers_find_nothing(tmp_path):
-    done = subprocess.run(
-        [compiled(tmp_path, "address,undefined")], capture_output=True, text=True, check=False
-    )
+@pytest.mark.parametrize("sanitizers", ["address,undefined", "thread"])
+def test_sanitizers_find_nothing(sanitizers, tmp_path):
+    done = subprocess.run([compiled(tmp_path, sanitizers)], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert "portable" in done.stdout.split()

@@ -48,6 +48,14 @@ struct Rounding {  // how groups of weights become integers
   const float *factors;
 };
 
+// Static: shared between variants, one's instructions would run in another.
+static inline int64_t groups_of(const ScLinear &w) { return (w.inputs + w.group - 1) / w.group; }
+
+// Of a block: units of its columns, then multiples of them for each group.
+static inline const uint8_t *scales_of(const ScLinear &w, int64_t block) {
+  return w.scales + block * (2 + groups_of(w)) * COLUMNS;
+}
+
 struct Kernels {
   const char *name;
   // int8 rows are stored plus 128 where the processor multiplies unsigned by signed
@@ -55,8 +63,10 @@ struct Kernels {
   void (*linear)(const ScLinear *, const Activations *, int32_t block, int32_t end, const Epilogue *, float *scratch);
   void (*norm)(const float *x, const float *weight, const float *bias, float eps, int32_t size, float *y);
   void (*attend)(const Queries *, int32_t split, const Partial *, float *scratch);
-  // One group of weights; returns its squared error.
-  float (*round)(const Rounding *, const float *x, int8_t *integers, uint16_t *scale);
+  // The scale that holds one group of weights.
+  float (*fit)(const Rounding *, const float *x);
+  // One group of weights of that scale; returns its squared error.
+  float (*round)(const Rounding *, const float *x, float fitting, float unit, int8_t *integers, int8_t *multiple);
   void (*merge)(int32_t rows, int32_t head_size, const Partial *into, const Partial *from);
 };
 

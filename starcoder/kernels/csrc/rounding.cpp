@@ -1,4 +1,5 @@
 // Weights to integers: every group finds its scale, and blocks of 16 columns are packed as `starcoder.h` says.
+#include <cmath>
 #include <cstring>
 #include <new>
 #include <vector>
@@ -15,7 +16,8 @@ struct RoundingJob {
   const ScLinear &to;
   const Rounding how;
   const float *x;
-  std::vector<double> wrong, total;  // of each block
+  std::vector<double> wrong, total;         // of each block
+  std::vector<std::vector<float>> fitting;  // of each thread: the groups of a column
 };
 
 // The weights of one group and column, zero beyond the matrix.
@@ -43,20 +45,35 @@ void store_group(int32_t kind, int32_t group, int32_t column, const int8_t *inte
   }
 }
 
-void round_block(RoundingJob &job, int64_t block) {
+// The least bfloat16 that is not below.
+float as_bfloat16_above(float x, uint8_t *stored) {
+  uint32_t bits;
+  memcpy(&bits, &x, 4);
+  bits = (bits + 0xFFFF) & 0xFFFF0000u;
+  stored[0] = (uint8_t)(bits >> 16), stored[1] = (uint8_t)(bits >> 24);
+  memcpy(&x, &bits, 4);
+  return x;
+}
+
+// One column of a block: a unit of which all its scales are multiples, then its groups.
+void round_column(RoundingJob &job, int64_t block, int32_t column, std::vector<float> &fitting) {
   const ScLinear &to = job.to;
-  const int64_t groups = (to.inputs + to.group - 1) / to.group;
   const int64_t bytes = (int64_t)to.group * COLUMNS / (to.kind == SC_INT4 ? 2 : 1);
-  for (int64_t g = 0; g < groups; g++)
-    for (int32_t column = 0; column < COLUMNS; column++) {
-      float part[K_BLOCK];
-      int8_t integers[K_BLOCK];
-      const int64_t at = block * groups + g;
-      job.total[block] += load_group(job, block * COLUMNS + column, g * to.group, part);
-      uint16_t *scale = (uint16_t *)to.scales + at * COLUMNS + column;
-      job.wrong[block] += job.kernels.round(&job.how, part, integers, scale);
-      store_group(to.kind, to.group, column, integers, (uint8_t *)to.data + at * bytes);
-    }
+  uint8_t *scales = (uint8_t *)scales_of(to, block), *data = (uint8_t *)to.data + block * groups_of(to) * bytes;
+  float part[K_BLOCK], largest = 0;
+  for (size_t g = 0; g < fitting.size(); g++) {
+    job.total[block] += load_group(job, block * COLUMNS + column, g * to.group, part);
+    fitting[g] = job.kernels.fit(&job.how, part);
+    if (std::fabs(fitting[g]) > largest) largest = std::fabs(fitting[g]);
+  }
+  const float most = job.how.factors[job.how.num_factors - 1];
+  const float unit = as_bfloat16_above(largest * most / 127.f, scales + 2 * column);
+  for (size_t g = 0; g < fitting.size(); g++) {
+    int8_t integers[K_BLOCK], *multiple = (int8_t *)scales + (2 + g) * COLUMNS + column;
+    load_group(job, block * COLUMNS + column, g * to.group, part);
+    job.wrong[block] += job.kernels.round(&job.how, part, fitting[g], unit, integers, multiple);
+    store_group(to.kind, to.group, column, integers, data + g * bytes);
+  }
 }
 
 }  // namespace
@@ -64,11 +81,15 @@ void round_block(RoundingJob &job, int64_t block) {
 extern "C" int32_t sc_quantize(const char *isa, int32_t threads, const ScLinear *to, const float *x,
                                int32_t num_factors, const float *factors, double *wrong, double *total) try {
   const int64_t blocks = (to->columns + COLUMNS - 1) / COLUMNS;
+  threads = clamp_threads(threads);
   const std::vector<double> zeros(blocks);
-  RoundingJob job{*kernels_named(isa), *to, {to->kind, to->group, num_factors, factors}, x, zeros, zeros};
+  RoundingJob job{*kernels_named(isa), *to, {to->kind, to->group, num_factors, factors}, x, zeros, zeros,
+                  std::vector<std::vector<float>>(threads, std::vector<float>(groups_of(*to)))};
   run_on_pool(threads, [](void *context, Team &team) {
     RoundingJob &job = *(RoundingJob *)context;
-    team.share(job.wrong.size(), 1, [&](int64_t block, int64_t) { round_block(job, block); });
+    team.share(job.wrong.size(), 1, [&](int64_t block, int64_t) {
+      for (int32_t column = 0; column < COLUMNS; column++) round_column(job, block, column, job.fitting[team.thread]);
+    });
   }, &job);
   *wrong = *total = 0;
   for (int64_t block = 0; block < blocks; block++) *wrong += job.wrong[block], *total += job.total[block];

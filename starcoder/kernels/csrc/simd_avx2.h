@@ -31,8 +31,11 @@ inline void store_bytes(int8_t *to, I v, int8_t flip) {
   _mm_storel_epi64((__m128i *)to, _mm_xor_si128(_mm_packs_epi16(words, words), _mm_set1_epi8(flip)));
 }
 
-inline F load_bfloat16(const uint16_t *p) {
+inline F load_bfloat16(const uint8_t *p) {
   return (F)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)), 16);
+}
+inline F load_signed(const uint8_t *p) {
+  return (F)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)));
 }
 
 inline __m256i load_bytes(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }

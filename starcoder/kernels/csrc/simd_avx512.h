@@ -21,8 +21,11 @@ inline void store_bytes(int8_t *to, I v, int8_t flip) {
   _mm_storeu_si128((__m128i *)to, _mm_xor_si128(_mm512_cvtepi32_epi8((__m512i)v), _mm_set1_epi8(flip)));
 }
 
-inline F load_bfloat16(const uint16_t *p) {
+inline F load_bfloat16(const uint8_t *p) {
   return (F)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16);
+}
+inline F load_signed(const uint8_t *p) {
+  return (F)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));
 }
 
 inline __m512i four(const int8_t *a) {

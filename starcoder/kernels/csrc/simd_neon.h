@@ -21,7 +21,10 @@ inline void store_bytes(int8_t *to, I v, int8_t flip) {
   for (int i = 0; i < W; i++) to[i] = (int8_t)(v[i] ^ flip);
 }
 
-inline F load_bfloat16(const uint16_t *p) { return (F)vshll_n_u16(vld1_u16(p), 16); }
+inline F load_bfloat16(const uint8_t *p) { return (F)vshll_n_u16(vreinterpret_u16_u8(vld1_u8(p)), 16); }
+inline F load_signed(const uint8_t *p) {
+  return F{(float)(int8_t)p[0], (float)(int8_t)p[1], (float)(int8_t)p[2], (float)(int8_t)p[3]};
+}
 
 inline int8x16_t four(const int8_t *a) {
   int32_t bits;

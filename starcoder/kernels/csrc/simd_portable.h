@@ -24,10 +24,15 @@ inline void store_bytes(int8_t *to, I v, int8_t flip) {
   for (int i = 0; i < W; i++) to[i] = (int8_t)(v[i] ^ flip);
 }
 
-inline F load_bfloat16(const uint16_t *p) {
+inline F load_bfloat16(const uint8_t *p) {
   I bits;
-  for (int i = 0; i < W; i++) bits[i] = (int32_t)((uint32_t)p[i] << 16);
+  for (int i = 0; i < W; i++) bits[i] = (int32_t)((uint32_t)(p[2 * i] | p[2 * i + 1] << 8) << 16);
   return (F)bits;
+}
+inline F load_signed(const uint8_t *p) {
+  F v;
+  for (int i = 0; i < W; i++) v[i] = (int8_t)p[i];
+  return v;
 }
 
 template <int R>

@@ -5,7 +5,8 @@
 //   int4  64 bytes = inputs k..k+7:  low nibble of byte 4 c + j is input k + j of column c, high nibble k + 4 + j,
 //                                    both plus 8
 // A block of 16 columns is K / 4 (int8) or K / 8 (int4) lines, K rounded up to whole groups; blocks follow each other.
-// Scales are bfloat16, [block][group][16 columns]. Columns and inputs that pad are zero.
+// Scales are bytes, too: a block has a bfloat16 unit for each of its 16 columns, then for each group a signed multiple of
+// the unit for each column; a weight is integer x multiple x unit. Columns and inputs that pad are zero.
 // int8 weights promise that two neighbours of one sign (inputs 2 i and 2 i + 1) add up to at most 128 in size: then
 // 8-bit products sum in 16 bits without saturation on processors that have nothing better.
 #pragma once
@@ -20,7 +21,7 @@ enum { SC_FLOAT32 = 1, SC_INT8 = 2, SC_INT4 = 3 };
 typedef struct {
   int32_t kind, columns, inputs, group;  // columns: outputs; group: inputs per scale (32, 64, 128 or 256)
   const void *data;                      // packed, or row-major floats [columns][inputs]
-  const uint16_t *scales;
+  const uint8_t *scales;                 // [block][2 + groups][16]
   const float *bias;  // or null
 } ScLinear;
 
@@ -60,8 +61,8 @@ int32_t sc_linear(void *workspace, const char *isa, int32_t threads, const ScLin
 // Whole rows of a table back to floats.
 void sc_lookup(const ScLinear *, int32_t rows, const int32_t *which, float *y);
 int32_t sc_step(void *workspace, const char *isa, int32_t threads, const ScModel *, const ScStep *);
-// Rounds x[columns][inputs] and packs it as `to` says. `factors`: of the scale that holds each group's largest weight,
-// those to try; the one with the least squared error is kept. wrong, total: squared error, squared weights.
+// Rounds x[columns][inputs] and packs it as `to` says. `factors`, ascending: of the scale that holds each group's
+// largest weight, those to try; the one with the least squared error is kept. wrong, total: squared error, squared weights.
 int32_t sc_quantize(const char *isa, int32_t threads, const ScLinear *to, const float *x, int32_t num_factors,
                     const float *factors, double *wrong, double *total);
 // Bytes read over seconds by the same threads that run the kernels.

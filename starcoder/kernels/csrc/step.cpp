@@ -53,18 +53,26 @@ struct Workspace {
   std::vector<Private> threads;
 };
 
+// A bfloat16, low byte first.
+float unit_of(const uint8_t *scales, int64_t column) {
+  const uint32_t bits = (uint32_t)(scales[2 * column] | scales[2 * column + 1] << 8) << 16;
+  float unit;
+  memcpy(&unit, &bits, 4);
+  return unit;
+}
+
 void lookup(const ScLinear &w, int64_t row, float *y) {
   if (w.kind == SC_FLOAT32) {
     memcpy(y, (const float *)w.data + row * w.inputs, w.inputs * sizeof(float));
     return;
   }
-  const int64_t groups = (w.inputs + w.group - 1) / w.group, block = row / COLUMNS, column = row % COLUMNS;
+  const int64_t groups = groups_of(w), block = row / COLUMNS, column = row % COLUMNS;
   const bool nibbles = w.kind == SC_INT4;
   const uint8_t *data = (const uint8_t *)w.data + block * groups * w.group * COLUMNS / (nibbles ? 2 : 1) + 4 * column;
+  const uint8_t *scales = scales_of(w, block);
+  const float unit = unit_of(scales, column);
   for (int64_t k = 0; k < w.inputs; k++) {
-    const uint32_t bits = (uint32_t)w.scales[(block * groups + k / w.group) * COLUMNS + column] << 16;
-    float scale;
-    memcpy(&scale, &bits, 4);
+    const float scale = (int8_t)scales[(2 + k / w.group) * COLUMNS + column] * unit;
     const uint8_t byte = nibbles ? data[k / 8 * 64 + k % 4] : data[k / 4 * 64 + k % 4];
     y[k] = scale * (nibbles ? (k & 4 ? byte >> 4 : byte & 15) - 8 : (int8_t)byte);
   }

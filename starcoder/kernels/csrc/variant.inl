@@ -142,37 +142,43 @@ INNER void add_group(float *c, const I (&d)[R][NV], const float *scales, int64_t
   }
 }
 
-struct Group {  // where a group of a packed block starts, and its scales
-  const uint8_t *data;
-  const uint16_t *scales;
-};
-
-inline Group group_of(const ScLinear *w, int32_t block, int32_t g) {
-  const int64_t index = (int64_t)block * ((w->inputs + w->group - 1) / w->group) + g;
+inline const uint8_t *data_of(const ScLinear *w, int32_t block, int32_t g) {
   const int64_t bytes = (int64_t)w->group * COLUMNS / (w->kind == SC_INT4 ? 2 : 1);
-  return {(const uint8_t *)w->data + index * bytes, w->scales + index * COLUMNS};
+  return (const uint8_t *)w->data + (block * groups_of(*w) + g) * bytes;
 }
+
+struct Scales {  // of a block
+  const uint8_t *multiples;
+  F unit[NV];
+  INNER Scales(const ScLinear *w, int32_t block) : multiples(scales_of(*w, block) + 2 * COLUMNS) {
+    for (int v = 0; v < NV; v++) unit[v] = load_bfloat16(multiples + (v * W - COLUMNS) * 2);
+  }
+  INNER void of_group(int32_t g, F *scale) const {
+    for (int v = 0; v < NV; v++) scale[v] = load_signed(multiples + g * COLUMNS + v * W) * unit[v];
+  }
+};
 
 // A few rows: weights stream once through registers.
 template <int R>
 void direct(const ScLinear *w, const Activations *x, int32_t block, int32_t row, const Epilogue *to) {
   alignas(64) float c[R * COLUMNS] = {0};
-  const int32_t per_block = K_BLOCK / w->group, groups = (w->inputs + w->group - 1) / w->group;
+  const int32_t per_block = K_BLOCK / w->group, groups = groups_of(*w);
+  const Scales scales(w, block);
   for (int32_t g = 0; g < groups; g++) {
-    const Group part = group_of(w, block, g);
+    const uint8_t *data = data_of(w, block, g);
     const int64_t at = (int64_t)(g / per_block) * x->rows + row;
     const int8_t *a = x->integers + at * K_BLOCK + g % per_block * w->group;
     I d[R][NV], weight_sums[NV];
     F scale[NV];
-    for (int v = 0; v < NV; v++) scale[v] = load_bfloat16(part.scales + v * W);
+    scales.of_group(g, scale);
     const int64_t scalar = at * per_block + g % per_block;
     if (w->kind == SC_INT4) {
       start_group<R>(d, x->sums + scalar, per_block, nullptr);
-      dot_int4<R>(part.data, a, K_BLOCK, w->group, d);
+      dot_int4<R>(data, a, K_BLOCK, w->group, d);
     } else {
-      sum_int8(part.data, w->group, weight_sums);
+      sum_int8(data, w->group, weight_sums);
       start_group<R>(d, nullptr, 0, weight_sums);
-      dot_int8<R>(part.data, a, K_BLOCK, w->group, d);
+      dot_int8<R>(data, a, K_BLOCK, w->group, d);
     }
     add_group<R>(c, d, x->scales + scalar, per_block, scale);
   }
@@ -207,16 +213,16 @@ void many(const ScLinear *w, const Activations *x, const Panel *panel, const uin
 }
 
 void panelled(const ScLinear *w, const Activations *x, int32_t block, const Epilogue *to, float *c) {
-  const int32_t per_block = K_BLOCK / w->group, groups = (w->inputs + w->group - 1) / w->group;
+  const int32_t per_block = K_BLOCK / w->group, groups = groups_of(*w);
+  const Scales scales(w, block);
   memset(c, 0, (size_t)x->rows * COLUMNS * sizeof(float));
   Panel panel;
   for (int32_t first = 0, k_block = 0; first < groups; first += per_block, k_block++) {
     const int32_t here = least(per_block, groups - first);
-    const uint8_t *data = group_of(w, block, first).data;
+    const uint8_t *data = data_of(w, block, first);
     for (int32_t g = 0; g < here; g++) {
-      const Group part = group_of(w, block, first + g);
-      for (int v = 0; v < NV; v++) panel.scale[g][v] = load_bfloat16(part.scales + v * W);
-      if (w->kind == SC_INT8) sum_int8(part.data, w->group, panel.sums[g]);
+      scales.of_group(first + g, panel.scale[g]);
+      if (w->kind == SC_INT8) sum_int8(data_of(w, block, first + g), w->group, panel.sums[g]);
     }
     if (w->kind == SC_INT4) {
       for (int32_t k = 0; k < here * w->group; k += 8) unpack(data + k * 8, panel.bytes + k * COLUMNS);
@@ -435,47 +441,35 @@ void merge(int32_t rows, int32_t head_size, const Partial *into, const Partial *
   }
 }
 
-// To bfloat16 and back, to nearest even.
-inline float as_bfloat16(float x, uint16_t *stored) {
-  uint32_t bits;
-  memcpy(&bits, &x, 4);
-  bits = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16;
-  *stored = (uint16_t)bits;
-  bits <<= 16;
-  memcpy(&x, &bits, 4);
-  return x;
-}
-
 INNER F integers_of(F x, float inverse, float low, float high) {
   return smaller(larger(nearest(x * spread(inverse)), spread(low)), spread(high));
 }
 
-// The scale at which a group fits: int4 lets the largest weight be -8; int8 keeps neighbours of one sign within 128
-// together, also after rounding to bfloat16.
-inline float fitting_scale(const Rounding *how, const float *x) {
+// int4 lets the largest weight be -8; int8 keeps neighbours of one sign within 128 together, each rounded up by a half.
+float fit(const Rounding *how, const float *x) {
   float largest = 0, together = 0;
   for (int i = 0; i < how->group; i++)
     if (fabsf(x[i]) > fabsf(largest)) largest = x[i];
   if (how->kind == SC_INT4) return largest / -8.f;
   for (int i = 0; i < how->group; i += 2)
     if (x[i] * x[i + 1] > 0 && fabsf(x[i] + x[i + 1]) > together) together = fabsf(x[i] + x[i + 1]);
-  return (fabsf(largest) > together ? fabsf(largest) : together) * ((1.f + 1.f / 256) / 127.f);
+  return (fabsf(largest) > together ? fabsf(largest) : together) / 127.f;
 }
 
-float round_group(const Rounding *how, const float *x, int8_t *integers, uint16_t *stored) {
+float round_group(const Rounding *how, const float *x, float fitting, float unit, int8_t *integers, int8_t *multiple) {
   const float low = how->kind == SC_INT4 ? -8.f : -127.f, high = how->kind == SC_INT4 ? 7.f : 127.f;
-  const float fitting = fitting_scale(how, x);
   float least = INFINITY, best = 0;
   for (int f = 0; f < how->num_factors; f++) {
-    uint16_t bits;
-    const float scale = as_bfloat16(fitting * how->factors[f], &bits), inverse = scale == 0 ? 0 : 1 / scale;
+    const float wanted = unit == 0 ? 0 : fitting * how->factors[f] / unit;
+    const float times = how->kind == SC_INT4 ? nearest(spread(wanted))[0] : wanted > 126.f ? 127.f : ceilf(wanted);
+    const float scale = times * unit, inverse = scale == 0 ? 0 : 1 / scale;
     F errors = F{};
     for (int i = 0; i < how->group; i += W) {
       const F v = load(x + i), error = fma(integers_of(v, inverse, low, high), spread(scale), -v);
       errors = fma(error, error, errors);
     }
     const float error = sum_of(errors);
-    if (error < least) least = error, best = scale, *stored = bits;
+    if (error < least) least = error, best = scale, *multiple = (int8_t)times;
   }
   const float inverse = best == 0 ? 0 : 1 / best;
   for (int i = 0; i < how->group; i += W) {
@@ -485,5 +479,5 @@ float round_group(const Rounding *how, const float *x, int8_t *integers, uint16_
   return least;
 }
 
-const Kernels kKernels = {kName, quantize, linear, norm, attend, round_group, merge};
+const Kernels kKernels = {kName, quantize, linear, norm, attend, fit, round_group, merge};
 }  // namespace
