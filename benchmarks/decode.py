@@ -1,11 +1,13 @@
-"""int4 and int8 on a CPU beside llama.cpp: python benchmarks/decode.py --llama-bench PATH --gguf FOLDER
+"""int4 and int8 on a CPU beside three peers: python benchmarks/decode.py --peers FOLDER
 
-Protocol: random weights of a StarCoder shape, made straight in packed form here, and in `--gguf` as
-SHAPE-Q4_0.gguf and SHAPE-Q8_0.gguf (llama.cpp's converter and quantizer write those). Each round measures
-the bandwidth of memory, then in turn this engine and llama-bench for each scheme: a prompt of 512 tokens,
-and 64 tokens of one stream. Ours are the engine's own steps, Python and sampling included, behind a prompt
-of 8; llama-bench decodes from an empty context and does not sample. Medians of --rounds; ratios are per
-round. --pause PID stops other work of this machine while a round runs. The last line is one JSON document.
+Protocol: random weights of a StarCoder shape, made straight in packed form here. `--peers` holds, for each
+shape and where the peer is wanted, SHAPE-Q4_0.gguf and SHAPE-Q8_0.gguf (llama.cpp's converter and quantizer
+write them; --llama-bench runs them), SHAPE (a checkpoint, for transformers) and SHAPE-ct2 (CTranslate2's
+converter). Each round measures the bandwidth of memory, then in turn this engine and the peers of each
+scheme: a prompt of 512 tokens, and 64 tokens of one stream. Ours are the engine's own steps, Python and
+sampling included, behind a prompt of 8; llama-bench decodes from an empty context and does not sample.
+Medians of --rounds; ratios are per round. --more adds rounds to those of an earlier run. --pause PID stops
+other work of this machine while a round runs. The last line is one JSON document.
 """
 
 import argparse
@@ -24,79 +26,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from shapes import SHAPES, Numbers, packed_model
 
-from starcoder.config import ModelConfig
 from starcoder.engine.engine import Engine, EngineSettings
 from starcoder.kernels import describe, native
 from starcoder.model import Transformer
-from starcoder.prompts import Sentinels
-from starcoder.quantize import QuantizedEmbedding, QuantizedLinear, Scheme, expect
+from starcoder.quantize import QuantizedEmbedding, Scheme
 from starcoder.request import CompletionRequest, SamplingParams
 
-# Layers, hidden size, heads: bigcode/tiny_starcoder_py, starcoderbase-1b, starcoder.
-SHAPES = {"164m": (20, 768, 12), "1b": (24, 2048, 16), "15b": (40, 6144, 48)}
 PEERS: dict[Scheme, str] = {"int4": "Q4_0", "int8": "Q8_0"}
 GOALS: dict[Scheme, dict[str, float]] = {
     "int4": {"decode": 1.3, "prefill": 2.0},
     "int8": {"decode": 1.15, "prefill": 2.0},
 }
 PROMPT, NEW, SHORT = 512, 64, 8
-
-
-class Numbers:
-    """Stands in for a tokenizer: every token is a word."""
-
-    sentinels = Sentinels(style="starcoder", eos=0, end_ids=frozenset({0}))
-
-    def encode(self, text: str) -> list[int]:
-        return [int(word) for word in text.split()]
-
-    def token_text(self, token: int) -> str:
-        return f"{token} "
-
-    def stream(self) -> "Numbers":
-        return self
-
-    def push(self, token: int) -> str:
-        return self.token_text(token)
-
-    def flush(self) -> str:
-        return ""
-
-
-def random_model(shape: str, scheme: Scheme) -> Transformer:
-    """Any integers that the format allows, with scales that keep activations in bounds."""
-    num_layers, hidden, heads = SHAPES[shape]
-    config = ModelConfig(
-        family="gpt_bigcode",
-        vocab_size=49152,
-        hidden_size=hidden,
-        intermediate_size=4 * hidden,
-        num_layers=num_layers,
-        num_heads=heads,
-        num_kv_heads=1,
-        max_positions=8192,
-    )
-    with torch.device("meta"):
-        model = Transformer(config)
-    expect(model, scheme)
-    model.to_empty(device="cpu")
-    generator = torch.Generator().manual_seed(0)
-    for parameter in model.parameters():
-        parameter.data.fill_(1.0 if parameter.dim() == 1 else 0.0).requires_grad_(False)
-    for module in model.modules():
-        if isinstance(module, QuantizedLinear | QuantizedEmbedding):
-            is_int4 = module.packed.scheme == "int4"
-            whole = torch.int64  # random eight bytes at a time; int8 keeps neighbours within 128 together
-            bits = module.data.view(whole)
-            bits.random_(-(2**63), None, generator=generator)
-            if not is_int4:
-                module.data.view(torch.int8).bitwise_right_shift_(1)
-            module.scales.fill_(0.02 / (5 if is_int4 else 40))
-    embed, head = model.embed, model.head
-    assert isinstance(embed, QuantizedEmbedding) and isinstance(head, QuantizedLinear)
-    head.data, head.scales = embed.data, embed.scales
-    return model.eval()
 
 
 def streamed_bytes(model: Transformer) -> int:
@@ -111,7 +54,7 @@ class Ours:
     """One shape and scheme in the engine."""
 
     def __init__(self, shape: str, scheme: Scheme):
-        self.model, self.rng = random_model(shape, scheme), random.Random(0)
+        self.model, self.rng = packed_model(SHAPES[shape], scheme), random.Random(0)
         settings = EngineSettings(cache_bytes=1 << 28)
         self.engine = Engine(self.model, Numbers(), settings=settings)  # type: ignore[arg-type]
         self.prefill(), self.decode()
@@ -131,12 +74,24 @@ class Ours:
         return NEW / (times[-1] - times[1])
 
 
-def theirs(program: Path, gguf: Path, threads: int) -> dict[str, float]:
+def llama_cpp(program: Path, gguf: Path, threads: int) -> dict[str, float]:
     """Tokens per second of llama-bench, which warms up first."""
-    command = [program, "-m", gguf, "-p", PROMPT, "-n", NEW, "-t", threads, "-r", 1, "-o", "json"]
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=True)
-    prefill, decode = (row["avg_ts"] for row in json.loads(done.stdout))
-    return {"prefill": prefill, "decode": decode}
+    prefill, decode = output(
+        program, "-m", gguf, "-p", PROMPT, "-n", NEW, "-t", threads, "-r", 1, "-o", "json"
+    )
+    return {"prefill": prefill["avg_ts"], "decode": decode["avg_ts"]}
+
+
+def other(peer: str, folder: Path, options: argparse.Namespace) -> dict[str, float]:
+    """Tokens per second of CTranslate2 or transformers, both in int8."""
+    script, sizes = Path(__file__).with_name("peer.py"), ("--prompt", PROMPT, "--new", NEW)
+    found = output(options.peer_python, script, peer, folder, "--threads", options.threads, *sizes)
+    return {"prefill": found["prefill"], "decode": found["decode"]}
+
+
+def output(*command: object) -> Any:
+    done = subprocess.run([*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True)
+    return json.loads(done.stdout)
 
 
 def bandwidth(buffer: torch.Tensor, threads: int) -> float:
@@ -162,60 +117,73 @@ def _send(pids: list[int], number: signal.Signals) -> None:
             os.kill(pid, number)
 
 
-def measure(ours: Ours, gguf: Path, options: argparse.Namespace, buffer: torch.Tensor) -> dict[str, float]:
+def measure(ours: Ours, shape: str, scheme: Scheme, options: argparse.Namespace) -> dict[str, float]:
+    """One round."""
+    gguf = options.peers / f"{shape}-{PEERS[scheme]}.gguf"
+    buffer = torch.ones(1 << 28, dtype=torch.uint8)
     with paused(options.pause):
         row = {
             "bandwidth": bandwidth(buffer, options.threads),
             "decode": ours.decode(),
             "prefill": ours.prefill(),
         }
-        if gguf.exists():
-            peer = theirs(options.llama_bench, gguf, options.threads)
+        if options.llama_bench is not None and gguf.exists():
+            peer = llama_cpp(options.llama_bench, gguf, options.threads)
             row |= {f"their_{key}": value for key, value in peer.items()}
             row |= {f"{key}_ratio": row[key] / peer[key] for key in ("decode", "prefill")}
+        for name, folder in (("ctranslate2", f"{shape}-ct2"), ("transformers", shape)):
+            if scheme == "int8" and (options.peers / folder / "config.json").exists():
+                peer = other(name, options.peers / folder, options)
+                row |= {f"{name}_{key}": value for key, value in peer.items()}
     row["gb_per_s"] = row["decode"] * streamed_bytes(ours.model) / 1e9
     row["share"] = row["gb_per_s"] / row["bandwidth"]
-    return row
+    return {key: round(value, 3) for key, value in row.items()}
 
 
-def compare(shape: str, options: argparse.Namespace, buffer: torch.Tensor) -> Iterator[dict[str, Any]]:
+def compare(shape: str, options: argparse.Namespace, rows: dict[str, Any]) -> None:
+    """Add rounds of every scheme to `rows`."""
     engines: dict[Scheme, Ours] = {scheme: Ours(shape, scheme) for scheme in options.schemes}
-    rounds: dict[Scheme, list[dict[str, float]]] = {scheme: [] for scheme in options.schemes}
     for number in range(options.rounds):
-        for scheme, engine in engines.items():
-            row = measure(engine, options.gguf / f"{shape}-{PEERS[scheme]}.gguf", options, buffer)
-            rounds[scheme].append(row)
-            texts = (f"{key} {value:.2f}" for key, value in row.items())
+        for scheme, ours in engines.items():
+            found = measure(ours, shape, scheme, options)
+            rows.setdefault(f"{shape} {scheme}", about(ours, shape, scheme))["rounds"].append(found)
+            texts = (f"{key} {value:.2f}" for key, value in found.items())
             print(f"{shape} {scheme} round {number + 1}: {', '.join(texts)}", file=sys.stderr)
-    for scheme, rows in rounds.items():
-        medians = {key: round(statistics.median(row[key] for row in rows), 2) for key in rows[0]}
-        size_bytes = sum(
-            {buffer.data_ptr(): buffer.nbytes for buffer in engines[scheme].model.buffers()}.values()
-        )
-        yield {
-            "shape": shape,
-            "scheme": scheme,
-            "peer": PEERS[scheme],
-            "bits_per_weight": round(8 * size_bytes / engines[scheme].model.config.num_parameters, 2),
-            "medians": medians,
-            "goals": GOALS[scheme],
-        }
+
+
+def about(ours: Ours, shape: str, scheme: Scheme) -> dict[str, Any]:
+    buffers = {buffer.data_ptr(): buffer.nbytes for buffer in ours.model.buffers()}
+    bits = 8 * sum(buffers.values()) / ours.model.config.num_parameters
+    row = {"shape": shape, "scheme": scheme, "peer": PEERS[scheme], "bits_per_weight": round(bits, 2)}
+    return row | {"goals": GOALS[scheme], "rounds": []}
+
+
+def median_of(row: dict[str, Any]) -> dict[str, float]:
+    rounds = row["rounds"]
+    return {key: round(statistics.median(one[key] for one in rounds if key in one), 2) for key in rounds[0]}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--llama-bench", type=Path, required=True)
-    parser.add_argument("--gguf", type=Path, required=True)
-    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["164m", "1b"])
+    parser.add_argument("--peers", type=Path, default=Path())
+    parser.add_argument("--llama-bench", type=Path)
+    parser.add_argument("--peer-python", default=sys.executable, help="has CTranslate2 and transformers")
+    parser.add_argument("--shapes", nargs="+", choices=["164m", "1b"], default=["164m", "1b"])
     parser.add_argument("--schemes", nargs="+", choices=PEERS, default=list(PEERS))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--more", action="store_true")
     parser.add_argument("--pause", type=int, nargs="*", default=[])
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "decode.json")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    buffer = torch.zeros(1 << 28, dtype=torch.uint8)
-    rows = [row for shape in options.shapes for row in compare(shape, options, buffer)]
+    rows: dict[str, Any] = {}
+    if options.more and options.output.exists():
+        rows = {
+            f"{row['shape']} {row['scheme']}": row for row in json.loads(options.output.read_text())["rows"]
+        }
+    for shape in options.shapes:
+        compare(shape, options, rows)
     result = {
         "benchmark": "decode",
         "machine": {
@@ -225,8 +193,7 @@ def main() -> None:
             "kernels": describe(),
             "torch": torch.__version__,
         },
-        "rounds": options.rounds,
-        "rows": rows,
+        "rows": [row | {"medians": median_of(row)} for row in rows.values()],
     }
     options.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(result))

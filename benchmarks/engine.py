@@ -21,48 +21,16 @@ from typing import Any
 
 import torch
 import transformers
+from shapes import SHAPES, Numbers, float_folder
 from transformers import AutoModelForCausalLM
 
 from starcoder import checkpoint
-from starcoder.config import ModelConfig
 from starcoder.engine.engine import Engine
-from starcoder.model import Transformer
-from starcoder.prompts import Sentinels
 from starcoder.request import CompletionRequest, SamplingParams
 
-SHAPE = ModelConfig(  # bigcode/tiny_starcoder_py
-    family="gpt_bigcode",
-    vocab_size=49152,
-    hidden_size=768,
-    intermediate_size=3072,
-    num_layers=20,
-    num_heads=12,
-    num_kv_heads=1,
-    max_positions=8192,
-)
+SHAPE = SHAPES["164m"]
 GOALS = {"single_ratio": 1.7, "streams_ratio": 6.0, "extension_steps": 2.0}  # the last is a limit
 NUM_STREAMS, SHORT, LONG, TYPED = 8, 8, 1500, 3
-
-
-class Numbers:
-    """Stands in for a tokenizer: every token is a word. Its cost is that of a table look-up."""
-
-    sentinels = Sentinels(style="starcoder", eos=0, end_ids=frozenset({0}))
-
-    def encode(self, text: str) -> list[int]:
-        return [int(word) for word in text.split()]
-
-    def token_text(self, token: int) -> str:
-        return f"{token} "
-
-    def stream(self) -> "Numbers":
-        return self
-
-    def push(self, token: int) -> str:
-        return self.token_text(token)
-
-    def flush(self) -> str:
-        return ""
 
 
 class Times:
@@ -76,15 +44,6 @@ class Times:
 
     def end(self) -> None:
         pass
-
-
-def checkpoint_folder(folder: Path) -> Path:
-    """The random checkpoint, written if it is not there yet."""
-    if not (folder / "config.json").exists():
-        model = Transformer(SHAPE)
-        model.initialize(torch.Generator().manual_seed(0))
-        checkpoint.save(model, folder)
-    return folder
 
 
 class Peers:
@@ -217,7 +176,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     transformers.logging.set_verbosity_error()
 
-    peers = Peers(checkpoint_folder(options.folder), options.tokens)
+    peers = Peers(float_folder(options.folder, SHAPE), options.tokens)
     peers.round()  # warm-up
     rounds = []
     print("round  transformers   engine    ratio  8 streams   ratio   +3 tokens   steps    GB/s  of")

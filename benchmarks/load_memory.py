@@ -19,24 +19,12 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-
-from starcoder import checkpoint
-from starcoder.config import ModelConfig
-from starcoder.model import Transformer
-from starcoder.quantize import quantize
+from shapes import SHAPES as PLAIN
+from shapes import float_folder, packed_folder
 
 MAX_RATIO = 1.15
 
-_BIGCODE = ModelConfig(  # bigcode/tiny_starcoder_py
-    family="gpt_bigcode",
-    vocab_size=49152,
-    hidden_size=768,
-    intermediate_size=3072,
-    num_layers=20,
-    num_heads=12,
-    num_kv_heads=1,
-    max_positions=8192,
-)
+_BIGCODE = PLAIN["164m"]
 SHAPES = {
     "164m": _BIGCODE,
     # These two convert q, k and v while they load.
@@ -91,13 +79,10 @@ print(json.dumps({"weights": weights, "peak": resident_bytes("VmHWM:") - baselin
 def checkpoint_folder(cache: Path, case: Case) -> Path:
     """A random checkpoint of the case, written if it is not there yet."""
     folder = cache / f"{case.shape}-{case.file_dtype}-{case.format}"
-    if not (folder / "config.json").exists():
-        model = Transformer(SHAPES[case.shape])
-        model.initialize(torch.Generator().manual_seed(0))
-        model.to(getattr(torch, case.file_dtype))
-        if case.format in ("int8", "int4"):
-            quantize(model, "int8" if case.format == "int8" else "int4", method="nearest")
-        checkpoint.save(model, folder)
+    config = SHAPES[case.shape]
+    if case.format == "int8" or case.format == "int4":
+        return packed_folder(folder, config, case.format)
+    float_folder(folder, config, getattr(torch, case.file_dtype))
     safetensors, bin_file = folder / "model.safetensors", folder / "pytorch_model.bin"
     if case.format == "bin" and not bin_file.exists():
         torch.save(load_file(safetensors), bin_file)

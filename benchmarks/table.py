@@ -35,6 +35,12 @@ def decode(report: dict[str, Any]) -> Sequence[Row]:
             if f"their_{kind}" in medians:
                 ratio = f"(we: {medians[f'{kind}_ratio']:.2f} x)"
                 peer = f"llama.cpp {row['peer']}: {medians[f'their_{kind}']:.1f} tokens/s {ratio}"
+            for name, label_of in (
+                ("ctranslate2", "CTranslate2"),
+                ("transformers", "transformers, dynamic int8"),
+            ):
+                if f"{name}_{kind}" in medians:
+                    peer += f"; {label_of}: {medians[f'{name}_{kind}']:.1f}"
             rows.append((f"{label}, {what}", here, peer))
     return rows
 
@@ -61,6 +67,32 @@ def engine(report: dict[str, Any]) -> Sequence[Row]:
             f"{medians['extension_steps']:.2f} decode steps",
         ),
     ]
+
+
+def full_size(report: dict[str, Any]) -> Sequence[Row]:
+    rows: list[Row] = []
+    for scheme, found in report["medians"].items():
+        what = f"decoding one stream, {report['num_parameters'] / 1e9:.1f}B parameters, {scheme}"
+        here = f"{found['decode']:.2f} tokens/s in {found['peak_bytes'] / 2**30:.1f} GiB"
+        peer = f"weights {found['weight_bytes'] / 1e6:,.0f} MB"
+        if scheme == "int8":
+            peer += f"; the first StarCoder README: {report['original_int8_bytes'] / 1e6:,.2f} MB"
+        if "their_decode" in found:
+            peak = f"{found['their_peak_bytes'] / 2**30:.1f} GiB (we: {found['decode_ratio']:.2f} x)"
+            peer = f"llama.cpp Q4_0: {found['their_decode']:.2f} tokens/s in {peak}"
+        rows.append((what, here, peer))
+    return rows
+
+
+def kernels(report: dict[str, Any]) -> Sequence[Row]:
+    rows: list[Row] = []
+    for row in report["rows"]:
+        if (row["matrix"], row["scheme"]) == ("1b up", "int4") and row["variant"] != "portable":
+            what = f"{row['variant']} kernel, {row['scheme']}, a layer of the 1B shape: one row; 512 rows"
+            one = f"{row['gb_per_s']:.1f} GB/s, {row['share']:.0%} of memory bandwidth"
+            beside = f"torch, float32, 512 rows: {row['torch_float32_gop_per_s']:.0f} GFLOP/s"
+            rows.append((what, f"{one}; {row['gop_per_s']:.0f} GOP/s", beside))
+    return rows
 
 
 def quality(report: dict[str, Any]) -> Sequence[Row]:
@@ -129,6 +161,8 @@ ROWS: dict[str, Callable[[dict[str, Any]], Sequence[Row]]] = {
     "cold_start": cold_start,
     "decode": decode,
     "engine": engine,
+    "full_size": full_size,
+    "kernels": kernels,
     "load_memory": load_memory,
     "nano": nano,
     "quality": quality,
