@@ -55,4 +55,7 @@ native = Extension(
     language="c++",
     optional=True,
 )
-setup(ext_modules=[native], cmdclass={"build_ext": BuildNative})
+shingles = Extension(
+    "starcoder.prepare._native", ["starcoder/prepare/csrc/shingles.cpp"], language="c++", optional=True
+)
+setup(ext_modules=[native, shingles], cmdclass={"build_ext": BuildNative})
