@@ -108,13 +108,16 @@ def find_duplicates(
     for temporary files if not given).
     """
     signer = Signer(settings.num_permutations, settings.seed)
+    parts = _map_in_order(lambda batch: fingerprint(batch, settings, signer), batches(texts), workers)
+    return compare_all(parts, settings, scratch=scratch)
+
+
+def compare_all(
+    fingerprints: Iterable[Fingerprints], settings: DedupSettings, *, scratch: Path | None = None
+) -> Duplicates:
+    """Duplicates among documents whose fingerprints come in their order; shingles lie under `scratch`."""
     with tempfile.TemporaryFile(dir=scratch) as file:
-        parts = [
-            _shelve(part, file)
-            for part in _map_in_order(
-                lambda batch: fingerprint(batch, settings, signer), batches(texts), workers
-            )
-        ]
+        parts = [_shelve(part, file) for part in fingerprints]
         if not parts:
             return Duplicates(np.empty(0, np.int64), np.empty(0, np.bool_))
         file.flush()

@@ -1,0 +1,79 @@
+"""Finds duplicates in a Ray Dataset: fingerprints are made all over the cluster, compared on one machine.
+
+The code is that of `dedup`, and so is the result. Texts never leave the cluster's workers; the machine that
+asks holds some 400 bytes a document, and the shingle hashes, about as large as the texts, on disk.
+"""
+
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from starcoder.errors import ConfigError
+from starcoder.prepare.dedup import DedupSettings, Duplicates, Fingerprints, compare_all, fingerprint
+from starcoder.prepare.shingles import Signer
+
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    Columns = dict[str, np.ndarray]
+
+    class Dataset(Protocol):
+        """What is asked of a `ray.data.Dataset`."""
+
+        def map_batches(self, function: object, **options: object) -> "Dataset": ...
+        def iter_batches(self, **options: object) -> "Iterator[Columns]": ...
+
+
+def find_duplicates_on_ray(
+    dataset: "Dataset",
+    settings: DedupSettings = DedupSettings(),
+    *,
+    column: str = "content",
+    batch_size: int = 256,
+    scratch: Path | None = None,
+) -> Duplicates:
+    """Equal and similar documents of the dataset's `column`, numbered in the dataset's order.
+
+    Sets Ray Data's `preserve_order` in the current context.
+
+    Raises:
+        ConfigError: Ray is not installed.
+    """
+    try:
+        data = importlib.import_module("ray.data")
+    except ImportError as error:
+        raise ConfigError(
+            f"Ray Data needs {error.name}, which is not installed", "pip install 'starcoder[ray]'"
+        ) from None
+    data.DataContext.get_current().execution_options.preserve_order = True
+    signer = Signer(settings.num_permutations, settings.seed)
+
+    def columns_of(batch: "Columns") -> "Columns":
+        part = fingerprint(batch[column].tolist(), settings, signer)
+        return {
+            "digests": part.digests.view(np.int64),  # Arrow has no trouble with signed numbers
+            "keys": part.keys.view(np.int64),
+            "sizes": part.sizes,
+            "shingles": np.array(_split(part), object),
+        }
+
+    made = dataset.map_batches(columns_of, batch_size=batch_size, batch_format="numpy")
+    batches = made.iter_batches(batch_size=batch_size, batch_format="numpy")
+    return compare_all(map(_joined, batches), settings, scratch=scratch)
+
+
+def _split(part: Fingerprints) -> list[bytes]:
+    ends = np.cumsum(part.sizes)
+    return [part.shingles[end - size : end].tobytes() for end, size in zip(ends, part.sizes, strict=True)]
+
+
+def _joined(columns: "Columns") -> Fingerprints:
+    return Fingerprints(
+        np.ascontiguousarray(columns["digests"]).view(np.uint64),
+        np.ascontiguousarray(columns["keys"]).view(np.uint64),
+        columns["sizes"],
+        np.frombuffer(b"".join(columns["shingles"]), np.uint32),
+    )
