@@ -31,6 +31,8 @@ class ServeOptions:
     """Tokens to make where a request says nothing."""
     chat_template: str | None = None
     """no_system, default, alpaca or a jinja file; the checkpoint's own if not given."""
+    attribution: Path | None = None
+    """Index of `attribution build`, for /overlap and the `attribution` field of requests."""
     compat: Literal["lenient", "tgi-strict"] = "lenient"
     """tgi-strict has the limits and messages of Text Generation Inference."""
     trust_prompts: Annotated[bool, _FLAG] = False
@@ -70,6 +72,7 @@ def run(*, options: ServeOptions = ServeOptions(), model: ModelOptions = ModelOp
     from starcoder import checkpoint
     from starcoder.engine import local
     from starcoder.engine.engine import EngineSettings
+    from starcoder.prepare.attribution import Index
 
     level = logging.INFO if options.verbose else logging.WARNING
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
@@ -102,6 +105,7 @@ def run(*, options: ServeOptions = ServeOptions(), model: ModelOptions = ModelOp
         name=_name(model.model),
         folder=folder,
         chat_template=options.chat_template,
+        attribution=Index(options.attribution) if options.attribution else None,
         settings=settings,
     )
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -1,5 +1,6 @@
 """The routes: which path speaks which dialect, and who answers where several share one."""
 
+import asyncio
 import base64
 import hashlib
 import logging
@@ -18,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 
 from starcoder import __version__
 from starcoder.errors import StarcoderError
-from starcoder.server import chat, llamacpp, ollama, openai, render, tabby, tgi
+from starcoder.server import chat, llamacpp, ollama, openai, overlap, render, tabby, tgi
 from starcoder.server.answering import answer, error_response, json_response, read_json
 from starcoder.server.exchange import Errors, Exchange, Facts, Json, Refusal
 from starcoder.server.fields import Body
@@ -159,6 +160,11 @@ class _Routes:
             await read_json(request)
             return json_response(ollama.show(facts))
 
+        async def find_overlap(request: Request) -> Response:
+            data = await read_json(request)
+            return json_response(await asyncio.to_thread(overlap.overlap, data, facts.attribution))
+
+        self._add("/overlap", find_overlap, overlap.OverlapBody)
         self._add("/v1/fim/render", fim_render, openai.CompletionBody)
         self._add("/tokenize", tokenize, llamacpp.TokenizeBody)
         self._add("/detokenize", detokenize, llamacpp.DetokenizeBody)
@@ -217,7 +223,10 @@ class _Routes:
 
         async def handler(request: Request) -> Response:
             with self._metrics.counting() as seen:
-                exchange = read(await read_json(request), self._facts)
+                data = await read_json(request)
+                exchange = read(data, self._facts)
+                if overlap.wants_attribution(data):
+                    exchange = overlap.attributed(exchange, self._facts.attribution)
                 seen.is_stream = exchange.is_stream
                 return await answer(
                     request,

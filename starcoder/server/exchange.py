@@ -12,6 +12,7 @@ from starcoder.errors import CapacityError, StarcoderError
 from starcoder.request import Chunk, Completion, CompletionRequest
 
 if TYPE_CHECKING:
+    from starcoder.prepare.attribution import Index
     from starcoder.server.chat import ChatFormat
     from starcoder.tokenizer import Tokenizer
 
@@ -65,6 +66,7 @@ class Facts:
     trust_prompts: bool = False  # raw prompts with sentinels go to the model as they are
     default_max_tokens: int = 256  # where a request and its contract name none
     chat: "ChatFormat | None" = None  # None: a base model
+    attribution: "Index | None" = None  # source files whose spans are told of
 
     @property
     def can_infill(self) -> bool:

@@ -6,7 +6,7 @@ pydantic stays in here and in the dialects; what leaves them is a `CompletionReq
 from dataclasses import replace
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, ValidationError
 
 from starcoder.prompts import MARKER, split_marker
 from starcoder.request import CompletionRequest, ContextFile, HygieneRule, Layout, SamplingParams, StopAt
@@ -96,6 +96,7 @@ class Common(Body):
     path: str | None = Field(default=None, description="of the file being completed")
     repo: str | None = None
     extras: tuple[File, ...] = Field(default=(), description="other files that the model is shown")
+    attribution: StrictBool = Field(default=False, description="tell which spans stand in known files")
     session: str | None = Field(default=None, description="the newest request of a session ends older ones")
     priority: int = Field(default=0, ge=-100, le=100)
 

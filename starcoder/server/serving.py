@@ -10,6 +10,7 @@ from fastapi import FastAPI
 
 from starcoder.engine.local import Model
 from starcoder.errors import ConfigError, StarcoderError
+from starcoder.prepare.attribution import Index
 from starcoder.server import app
 from starcoder.server.chat import ChatFormat
 from starcoder.server.exchange import Facts
@@ -37,6 +38,7 @@ class Server:
         name: str,
         folder: Path | None = None,
         chat_template: str | None = None,
+        attribution: Index | None = None,
         settings: ServerSettings | None = None,
     ):
         """`folder` is where the checkpoint's templates are.
@@ -53,6 +55,7 @@ class Server:
             compat=settings.compat,
             trust_prompts=settings.trust_prompts,
             default_max_tokens=min(settings.default_max_tokens, model.engine.context_length // 2),
+            attribution=attribution,
             chat=ChatFormat.find(chat_template, folder or Path(), model.tokenizer),
         )
         self.metrics = Metrics()

@@ -91,7 +91,12 @@ def start(weights, tokenizer):
 
     @contextmanager
     def begin(
-        *, chat_template: str | None = None, folder: Path | None = None, engine=None, **settings
+        *,
+        chat_template: str | None = None,
+        folder: Path | None = None,
+        engine=None,
+        attribution=None,
+        **settings,
     ) -> Iterator[Running]:
         settings = ServerSettings(**{"port": 0, "default_max_tokens": 16} | settings)
         engine = engine or Engine(
@@ -106,6 +111,7 @@ def start(weights, tokenizer):
             name="tiny/starcoder2",
             folder=folder,
             chat_template=chat_template,
+            attribution=attribution,
             settings=settings,
         )
         url = server.bind()

@@ -1,0 +1,126 @@
+"""Attribution over HTTP: `/overlap` as llm-vscode calls it, and the `attribution` field of completions.
+
+Offsets of `/overlap` count UTF-16 code units, as editors do; those of completions count characters.
+Source: huggingface/llm-vscode src/inlineSuggestions/highlightStackAttributions.ts.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+
+from pydantic import Field
+
+from starcoder.errors import StarcoderError
+from starcoder.prepare.attribution import Index, Span
+from starcoder.request import Chunk, Completion, CompletionRequest
+from starcoder.server.exchange import Exchange, Json, Refusal
+from starcoder.server.fields import Body
+from starcoder.server.sse import sse
+
+
+class OverlapBody(Body):
+    """Body of `/overlap`."""
+
+    document: str = Field(description="text to look up")
+
+
+def overlap(data: object, index: Index | None) -> Json:
+    """The spans of a document that stand in the index, and where.
+
+    Raises:
+        Refusal: no document, or a server without an index.
+    """
+    text = OverlapBody.read(data).document
+    spans = _required(index).find(text)
+    units = _utf16_offsets(text)
+    return {
+        "spans": [[units[span.start], units[span.end]] for span in spans],
+        "sources": [_sources(span) for span in spans],
+    }
+
+
+def wants_attribution(data: object) -> bool:
+    """Whether a completion's body, or its nested `parameters`, asks for attribution."""
+    if not isinstance(data, dict):
+        return False
+    parameters = data.get("parameters")
+    nested = parameters.get("attribution") if isinstance(parameters, dict) else None
+    return data.get("attribution") is True or nested is True
+
+
+def attributed(exchange: Exchange, index: Index | None) -> Exchange:
+    """The same exchange, whose answer tells which spans of each sample stand in the index.
+
+    Raises:
+        Refusal: a server without an index, or a stream that is no event stream.
+    """
+    if exchange.is_stream and exchange.media_type != "text/event-stream":
+        raise Refusal("`attribution` is not told in this dialect's streams", 'ask with "stream": false')
+    return Attributed(exchange, _required(index))
+
+
+@dataclass
+class Attributed:
+    """An exchange with `attribution` in its answer: for each sample in turn a list of spans.
+
+    A stream carries it in one more event, with an empty list of choices, before it is closed.
+    """
+
+    inner: Exchange
+    index: Index
+    _texts: dict[tuple[int, int], str] = field(default_factory=dict)  # by request and sample
+
+    @property
+    def requests(self) -> Sequence[CompletionRequest]:
+        return self.inner.requests
+
+    @property
+    def is_stream(self) -> bool:
+        return self.inner.is_stream
+
+    @property
+    def media_type(self) -> str:
+        return self.inner.media_type
+
+    def whole(self, samples: Sequence[Sequence[Completion]]) -> Json:
+        answer = self.inner.whole(samples)
+        told = [self._told(position, one.text) for position, group in enumerate(samples) for one in group]
+        if isinstance(answer, list):  # TGI's list of texts
+            return [
+                {**one, "attribution": spans} if isinstance(one, dict) else one
+                for one, spans in zip(answer, told, strict=False)
+            ]
+        return {**answer, "attribution": told}
+
+    def events(self, position: int, chunk: Chunk) -> Iterator[str]:
+        key = (position, chunk.index)
+        self._texts[key] = self._texts.get(key, "") + chunk.text
+        yield from self.inner.events(position, chunk)
+
+    def end(self) -> str:
+        told = [self._told(position, text) for (position, _), text in sorted(self._texts.items())]
+        return sse({"choices": [], "attribution": told}) + self.inner.end()
+
+    def failure(self, error: StarcoderError) -> str:
+        return self.inner.failure(error)
+
+    def _told(self, position: int, text: str) -> list[dict[str, object]]:
+        spans = self.index.find_in_completion(self.requests[position].prefix, text)
+        return [{"start": span.start, "end": span.end, "sources": _sources(span)} for span in spans]
+
+
+def _required(index: Index | None) -> Index:
+    if index is None:
+        raise Refusal("this server has no attribution index", "start it with `serve --attribution FOLDER`")
+    return index
+
+
+def _sources(span: Span) -> list[dict[str, object]]:
+    return [asdict(source) for source in span.sources]
+
+
+def _utf16_offsets(text: str) -> list[int]:
+    """Where every character, and the end, stands in UTF-16."""
+    offsets = [0]
+    for character in text:
+        offsets.append(offsets[-1] + (2 if ord(character) > 0xFFFF else 1))
+    return offsets
