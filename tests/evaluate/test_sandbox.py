@@ -109,6 +109,7 @@ assert len(stack) == 2 and list(stack) == [1, 2] and stack[0] == 1 and stack.ite
 assert top(stack) == 2
 stack.size = 7
 assert stack.size == 7
+assert stack and not Stack()
 assert sum(count(4)) == 6 and list(map(str, count(2))) == ["0", "1"]
 """
     assert verdict(sandbox, source, tests).passed
@@ -120,6 +121,12 @@ def test_tests_use_what_the_candidate_imported(sandbox):
     )
     tests = "assert math.isclose(root(2), m.sqrt(2))\nassert Counter('aa') == {'a': 2}"
     assert verdict(sandbox, source, tests).passed
+
+
+def test_a_candidate_named_like_a_builtin_is_tested_but_never_lent_to_other_tests(sandbox):
+    assert verdict(sandbox, "def sum(a, b): return a + b", "assert sum(2, 3) == 5").passed
+    cheat = "def all(x): return True\ndef double(x): return x"
+    assert verdict(sandbox, cheat, "assert all(double(x) == 2 * x for x in [1, 2])").kind == "assertion"
 
 
 def test_tests_that_pass_functions_run_beside_the_candidate_and_say_so(sandbox):

@@ -200,6 +200,7 @@ class _Worker:
             stderr=subprocess.PIPE,
             bufsize=0,
             cwd="/",
+            start_new_session=True,  # a terminal's Ctrl-C is the caller's to handle
             env={
                 "PATH": "/usr/bin:/bin",
                 "LANG": "C.UTF-8",

@@ -77,8 +77,8 @@ def _judge(channel: Channel, tests: str, nonce: str, *, inside: bool) -> Outcome
             if ask("tests", tests, nonce) != nonce:
                 raise CandidateGone
         else:
-            namespace = {"__name__": "tests", **dict(_visible(offered, ask))}
-            exec(compile(tests, "<tests>", "exec"), namespace)
+            code = compile(tests, "<tests>", "exec")
+            exec(code, {"__name__": "tests", **dict(_visible(offered, frozenset(_names(code))))})
     except CandidateGone:
         raise
     except BaseException as error:
@@ -190,8 +190,8 @@ class _Asker:
 class Remote:
     """A stand-in for an object in the candidate's process.
 
-    It can be called, iterated, indexed, measured and asked for attributes. Comparison and arithmetic are not
-    passed on: an object of the candidate's must not tell the tests that it equals what they expect.
+    It can be called, iterated, indexed, measured, tested for truth and asked for attributes. Comparison and
+    arithmetic are not passed on: an object must not tell the tests that it equals what they expect.
     """
 
     def __init__(self, ask: _Asker, number: int):
@@ -217,6 +217,9 @@ class Remote:
                 case _:
                     return
 
+    def __bool__(self) -> bool:
+        return bool(self._ask("true", self._number))
+
     def __len__(self) -> int:
         length = self._ask("len", self._number)
         return length if type(length) is int else -1
@@ -237,12 +240,21 @@ def _out(value: object) -> object:
     return encode(value, lend)
 
 
-def _visible(offered: object, ask: _Asker) -> Iterator[tuple[str, object]]:
-    """The candidate's globals as the tests may see them: never a name of Python's own."""
+def _visible(offered: object, used: frozenset[str]) -> Iterator[tuple[str, object]]:
+    """The candidate's globals as the tests may see them, given the names that the tests use.
+
+    What has the name of a builtin stays hidden, or a candidate could give the tests its own `abs` or `all`;
+    unless the tests use nothing else of the candidate's, so that this is what they are for.
+    """
     if not isinstance(offered, dict):
         raise CandidateGone
+    is_builtin = {name: hasattr(builtins, str(name)) for name in offered}
+    hides = any(
+        name in used and not is_builtin[name] and isinstance(value, tuple) and value[:1] != ("module",)
+        for name, value in offered.items()
+    )
     for name, value in offered.items():
-        if isinstance(name, str) and not hasattr(builtins, name):
+        if isinstance(name, str) and not (is_builtin[name] and hides):
             match value:
                 case ("value", plain):
                     yield name, plain
@@ -254,6 +266,14 @@ def _visible(offered: object, ask: _Asker) -> Iterator[tuple[str, object]]:
                     if module.partition(".")[0] in _TRUSTED_MODULES:
                         with contextlib.suppress(Exception):
                             yield name, getattr(_import(module), member)
+
+
+def _names(code: types.CodeType) -> Iterator[str]:
+    """The global names and attributes that code and the functions in it use."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _names(constant)
 
 
 _TRUSTED_MODULES = sys.stdlib_module_names | {"numpy"}
@@ -341,6 +361,8 @@ class _Answers:
                 kept = self._in(iterator)
                 assert isinstance(kept, _Kept)
                 return next(((True, item) for item in kept.iterator), (False,))
+            case ["true", int(number)]:
+                return bool(self._lent[number])
             case ["len", int(number)]:
                 return len(self._lent[number])  # type: ignore[arg-type]
             case ["item", int(number), key]:
@@ -373,5 +395,8 @@ class _Kept:
 def _raised(error: BaseException) -> list[object]:
     """The answer that says `error` happened, by the nearest exception type that Python itself has."""
     kind = next(cls for cls in type(error).__mro__ if cls.__module__ == "builtins")
-    number = error.errno if isinstance(error, OSError) else None
-    return ["raised", kind.__name__, _text(error)[:_DETAIL], number if isinstance(number, int) else None]
+    text, number = _text(error), None
+    if isinstance(error, OSError) and isinstance(error.errno, int):
+        number = error.errno
+        text = f"{error.strerror}" if error.filename is None else f"{error.strerror}: {error.filename!r}"
+    return ["raised", kind.__name__, text[:_DETAIL], number]

@@ -49,6 +49,7 @@ def main() -> None:
 
 
 def _work() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a judge must not be interruptible by its candidate
     settings = json.loads(_read_frame(0))
     place = Place(
         settings["root"],

@@ -305,8 +305,8 @@ time.sleep(60)
 """,
     "memory bomb of many processes": """
 import os, time
-for _ in range(5): os.fork()
-kept = bytearray(os.urandom(1)) * (60 << 20)
+for _ in range(4): os.fork()
+kept = bytearray(os.urandom(1)) * (100 << 20)
 time.sleep(60)
 """,
     "disk bomb": "for i in range(50):\n    open(f'/tmp/{i}', 'wb').write(b'x' * (10 << 20))\nwon()",
