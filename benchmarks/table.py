@@ -157,6 +157,23 @@ def serve(report: dict[str, Any]) -> Sequence[Row]:
     return rows
 
 
+def train(report: dict[str, Any]) -> Sequence[Row]:
+    found, memory = report["contestants"], report["memory"]
+    peers = (
+        ("ours", "padded", "LoRA", "Trainer + PEFT, padded"),
+        ("ours", "dynamic", "LoRA", "Trainer + PEFT, padded to the longest of 4"),
+        ("ours", "packed", "LoRA", "TRL, packed"),
+        ("ours-full", "full", "all weights", "TRL, packed"),
+    )
+    rows = []
+    for own, name, method, peer in (peer for peer in peers if peer[1] in report["ratios"]):
+        here = f"{found[own]['real_tokens_per_s']:.0f} real tokens/s, {found[own]['peak_gib']:.1f} GiB"
+        theirs = f"{peer}: {found[name]['real_tokens_per_s']:.0f} (we: {report['ratios'][name]:.1f} x"
+        theirs += f", {memory[name]:.2f} x the memory)" if name in memory else ")"
+        rows.append((f"fine-tuning, {method}, short pairs, 164M parameters, float32", here, theirs))
+    return rows
+
+
 ROWS: dict[str, Callable[[dict[str, Any]], Sequence[Row]]] = {
     "cold_start": cold_start,
     "decode": decode,
@@ -167,6 +184,7 @@ ROWS: dict[str, Callable[[dict[str, Any]], Sequence[Row]]] = {
     "nano": nano,
     "quality": quality,
     "serve": serve,
+    "train": train,
 }
 
 

@@ -81,6 +81,7 @@ def test_every_command_parses(command):
         "quantize",
         "bench",
         "export",
+        "finetune",
         "pretrain",
         "serve",
         "editor-config",
@@ -104,7 +105,7 @@ def test_doctor_runs_as_shown(project):
         line
         for line in commands()
         if "--model" not in line
-        and arguments(line)[0] not in ("pretrain", "doctor", "serve", "editor-config")
+        and arguments(line)[0] not in ("finetune", "pretrain", "doctor", "serve", "editor-config")
     ],
 )
 def test_every_example_completes(command, project, monkeypatch, capsys):
@@ -136,7 +137,7 @@ def test_python_example_runs(block, project):
 
 
 def test_recipe_of_the_example_is_there():
-    recipes = [arguments(command)[1] for command in commands() if "pretrain" in command]
+    recipes = [arguments(command)[1] for command in commands() if "recipes/" in command]
     assert recipes and all((ROOT / recipe).is_file() for recipe in recipes)
 
 

@@ -6,7 +6,7 @@ choice is drawn from (seed, epoch, document, offset), so a position is all there
 
 import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -42,7 +42,14 @@ class Batch:
         """Some of the rows, as a slice takes them."""
         part = slice(start, stop, step)
         tokens, labels, positions = (x[part] for x in (self.tokens_BT, self.labels_BT, self.positions_BT))
-        return Batch(tokens, labels, positions, self.lengths[part], self.padding[part])
+        return replace(
+            self,
+            tokens_BT=tokens,
+            labels_BT=labels,
+            positions_BT=positions,
+            lengths=self.lengths[part],
+            padding=self.padding[part],
+        )
 
     def flat(self) -> "Batch":
         """The same documents in one row (1, tokens) without padding: nothing is computed for it."""
