@@ -75,7 +75,7 @@ def hold(
     if toolchain.compile:
         ended = _run(toolchain.compile, blanks, tools, _COMPILE_S, limits)
         if ended.stopped_by or ended.status:
-            return Outcome(ended.stopped_by or "syntax", _first_error(ended.output))
+            return Outcome(ended.stopped_by or "syntax", first_error(ended.output))
     ended = _run(toolchain.run, blanks, tools, limits.timeout_s, limits)
     if ended.nonce == nonce:
         return Outcome("passed", "", nonce)
@@ -146,7 +146,7 @@ def fill(part: str, blanks: Mapping[str, str]) -> str:
 def diagnose(ended: Ended, nonce: str) -> tuple[Kind, str]:
     """Why a command that ran did not pass, and a line about it."""
     # The nonce is in the program's text, which a message may quote.
-    line = _first_error(ended.output.replace(nonce, "..."))
+    line = first_error(ended.output.replace(nonce, "..."))
     if ended.stopped_by == "timeout":
         return "timeout", "not done in time"
     if ended.stopped_by:
@@ -161,7 +161,7 @@ def diagnose(ended: Ended, nonce: str) -> tuple[Kind, str]:
     return "error", line or f"ended with code {os.waitstatus_to_exitcode(ended.status)}"
 
 
-def _first_error(output: str) -> str:
+def first_error(output: str) -> str:
     """The line of a tool's output that tells most."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     telling = [line for line in lines if re.search(r"(?i)error|assert|panicked|denied|not ok", line)]

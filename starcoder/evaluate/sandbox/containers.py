@@ -11,8 +11,8 @@ from typing import Literal
 
 from starcoder.errors import SandboxError
 from starcoder.evaluate.sandbox import languages
-from starcoder.evaluate.sandbox.commands import Ended, compile_s, diagnose, fill
-from starcoder.evaluate.sandbox.verdicts import Isolation, Limits, Program, Verdict
+from starcoder.evaluate.sandbox.commands import Ended, compile_s, diagnose, fill, first_error
+from starcoder.evaluate.sandbox.verdicts import Isolation, Kind, Limits, Program, Verdict
 
 IMAGES: Mapping[str, str] = {
     "python": "python:3.12-slim",
@@ -30,6 +30,7 @@ _ISOLATION = Isolation(
      "read-only-root", "private-tmp", "seccomp", "no-capabilities", "process-count", "memory-sum"),
     ("user-namespace", "landlock", "rlimits"),
 )  # fmt: skip
+_NOT_COMPILED, _KILLED = 99, 137
 _START_S = 20.0  # a container takes its time to start and to go
 _PYTHON = languages.Language(
     "python", ("python3",), "main.py", ("python3", "-I", "{file}"), 'import os; os.write(3, b"{nonce}")'
@@ -101,6 +102,8 @@ class ContainerWorker:
             return Verdict("passed", "tested inside its own process", seconds)
         if ended.status >> 8 == 125:
             raise SandboxError(f"{self._driver} started no container: {ended.output[-300:].strip()}")
+        if ended.status >> 8 == _NOT_COMPILED:
+            return Verdict("syntax", first_error(ended.output), seconds)
         return Verdict(*diagnose(ended, nonce), seconds)
 
     def command(self, name: str, image: str, script: str, limits: Limits) -> list[str]:
@@ -128,15 +131,15 @@ def _script(toolchain: languages.Language, file: str, limits: Limits) -> str:
         " ".join(fill(part, blanks) for part in command) for command in (toolchain.compile, toolchain.run)
     )
     seconds = max(1, round(limits.timeout_s))
-    cap = f"head -c {limits.output_bytes}"
     return (
-        f"{f'({compile_it}) >&2 || exit 99; ' if compile_it else ''}"
-        f"timeout -s KILL {seconds} {run_it} 3>/tmp/.verdict 2>&1 </dev/null | {cap} >&2; "
-        "cat /tmp/.verdict"
+        f"{f'({compile_it}) >&2 || exit {_NOT_COMPILED}; ' if compile_it else ''}"
+        f"timeout -s KILL {seconds} {run_it} 3>/tmp/.verdict >/tmp/.output 2>&1 </dev/null; status=$?; "
+        f"head -c {limits.output_bytes} /tmp/.output >&2; cat /tmp/.verdict; exit $status"
     )
 
 
 def _ended(done: "subprocess.CompletedProcess[bytes]", limits: Limits) -> Ended:
     nonce = re.sub(rb"\s", b"", done.stdout[-64:]).decode("latin-1")
     output = done.stderr[: limits.output_bytes].decode(errors="replace")
-    return Ended(done.returncode << 8 if done.returncode >= 0 else -done.returncode, output, nonce)
+    stopped_by: Kind | None = "timeout" if done.returncode == _KILLED else None
+    return Ended(max(0, done.returncode) << 8, output, nonce, stopped_by)
