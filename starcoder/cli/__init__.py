@@ -25,6 +25,7 @@ from starcoder.cli import (
     generate,
     mistakes,
     plan,
+    prepare,
     pretrain,
     quantize,
     serve,
@@ -72,7 +73,7 @@ def build() -> App:
         help_format="plaintext",
     )
     serving = (generate, complete, serve, editor_config)
-    for verb in (*serving, plan, quantize, bench, export, finetune, pretrain, doctor):
+    for verb in (*serving, plan, quantize, bench, export, prepare, finetune, pretrain, doctor):
         app.command(verb.run, name=verb.__name__.rpartition(".")[2].replace("_", "-"))
     return app
 

@@ -1,0 +1,281 @@
+"""Preparing promises: counted, the same bytes again and after kills, and nothing malformed stops it."""
+
+import gzip
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import sysconfig
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from starcoder.errors import ConfigError
+from starcoder.prepare import card
+from starcoder.prepare.pipeline import BUNDLED, prepare, read_figures
+from starcoder.prepare.settings import PrepareSettings
+from starcoder.tokenizer import Tokenizer
+
+pytest.importorskip("pyarrow", reason="shards are Parquet; pip install 'starcoder[prepare]'")
+
+FUNCTION = '''def {name}_{n}(first, second):
+    """Combine {name} number {n} with care."""
+    total = first * {n} + second
+    for step in range({n}):
+        total += step * len("{name}")
+    return total, "{name}"
+'''
+WORDS = "river mountain forest harbor garden window lantern marble copper willow".split()
+
+
+def read_rows(folder, split="*"):
+    from pyarrow import parquet
+
+    files = sorted((folder / "data").glob(f"{split}-*.parquet"))
+    return [row for file in files for row in parquet.read_table(file).to_pylist()]
+
+
+def content_of(folder):
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+    }
+
+
+def git(folder, *arguments):
+    identity = ("-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false")
+    subprocess.run(["git", "-C", str(folder), *identity, *arguments], check=True, capture_output=True)
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """A folder of small files, of which the second half imports the first."""
+    root = tmp_path / "tree"
+    rng = random.Random(0)
+    for number in range(24):
+        word = WORDS[number % 10]
+        folder = root / f"part{number % 3}"
+        folder.mkdir(parents=True, exist_ok=True)
+        body = "".join(FUNCTION.format(name=rng.choice(WORDS) + word, n=rng.randrange(1000)) for _ in range(6))
+        (folder / f"{word}{number}.py").write_text(body)
+    (root / "LICENSE").write_text("Permission is hereby granted, free of charge, to\nThe Software is provided")
+    return root
+
+
+@pytest.fixture
+def repository(tmp_path):
+    """A repository of three commits; the last one changes one file by a line."""
+    root = tmp_path / "repo"
+    root.mkdir()
+    git(root, "init", "-q")
+    (root / ".gitattributes").write_text("made.py linguist-generated\nlib/** linguist-vendored\n")
+    (root / "made.py").write_text(FUNCTION.format(name="made", n=1))
+    (root / "lib").mkdir()
+    (root / "lib" / "theirs.py").write_text(FUNCTION.format(name="theirs", n=2))
+    (root / "own.py").write_text(FUNCTION.format(name="own", n=3))
+    git(root, "add", ".")
+    git(root, "commit", "-qm", "Begin")
+    (root / "other.py").write_text(FUNCTION.format(name="quite_another", n=77) * 2 + "VALUE = [1, 2, 3]\n")
+    git(root, "add", ".")
+    git(root, "commit", "-qm", "Add another module")
+    (root / "own.py").write_text(FUNCTION.format(name="own", n=3) + "\nLIMIT = 10\n")
+    git(root, "commit", "-qam", "Give the module a limit\n\nSigned-off-by: T <t@example.org>")
+    return root
+
+
+def test_figures_equal_an_independent_count(tree, tmp_path):
+    (tree / "part0" / "copy.py").write_bytes(next((tree / "part1").iterdir()).read_bytes())
+    settings = PrepareSettings(inputs=(str(tree),), validation_share=0.2)
+    figures = prepare(settings, tmp_path / "out")
+    rows = read_rows(tmp_path / "out")
+    encode = Tokenizer.load(BUNDLED).encode
+    assert figures["num_documents"] == len(rows)
+    assert figures["num_seen"] == sum(path.is_file() for path in tree.rglob("*"))
+    assert figures["num_seen"] == figures["num_documents"] + sum(figures["dropped"].values())
+    assert figures["num_characters"] == sum(len(row["content"]) for row in rows)
+    assert figures["num_tokens"] == sum(len(encode(row["content"])) for row in rows)
+    assert figures["duplicates"]["exact"] == 1
+    languages = Counter(row["language"] for row in rows)
+    assert {name: sums["documents"] for name, sums in figures["languages"].items()} == dict(languages)
+    for split, sums in figures["splits"].items():
+        assert sums["documents"] == len(read_rows(tmp_path / "out", split))
+    assert {row["licence"] for row in rows} == {"MIT"}
+
+
+def test_a_second_run_and_more_workers_give_the_same_bytes(tree, repository, tmp_path):
+    inputs = (str(tree), str(repository))
+    for name, workers in (("one", 1), ("two", 2)):
+        settings = PrepareSettings(inputs=inputs, commits=True, pack_tokens=64, workers=workers)
+        prepare(settings, tmp_path / name)
+    assert content_of(tmp_path / "one") == content_of(tmp_path / "two")
+
+
+def test_a_finished_dataset_is_left_alone_and_other_settings_are_refused(tree, tmp_path):
+    settings = PrepareSettings(inputs=(str(tree),))
+    first = prepare(settings, tmp_path / "out")
+    assert prepare(settings, tmp_path / "out") == first
+    with pytest.raises(ConfigError, match="other settings"):
+        prepare(PrepareSettings(inputs=(str(tree),), seed=1), tmp_path / "out")
+
+
+@pytest.mark.parametrize("num_kills", [3, pytest.param(20, marks=pytest.mark.slow)])
+def test_a_killed_run_goes_on_to_the_same_bytes(num_kills, tree, tmp_path):
+    inputs = [str(tree)] * 12 if num_kills == 3 else [sysconfig.get_path("stdlib") + "/asyncio", str(tree)]
+    prepare(PrepareSettings(inputs=tuple(inputs), pack_tokens=64), tmp_path / "whole")
+    script = (
+        "import sys, pathlib; from starcoder.prepare.pipeline import prepare; "
+        "from starcoder.prepare.settings import PrepareSettings as S; "
+        "prepare(S(inputs=tuple(sys.argv[2:]), pack_tokens=64), pathlib.Path(sys.argv[1]))"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "killed"), *inputs]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    rng = random.Random(num_kills)
+    for _ in range(num_kills):
+        process = subprocess.Popen(command, env=environment)
+        time.sleep(rng.uniform(0.1, 1.5))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    subprocess.run(command, env=environment, check=True)
+    assert content_of(tmp_path / "killed") == content_of(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("place", ["write_whole", "card", "publish"])
+def test_a_run_that_ends_in_any_stage_goes_on(place, tree, tmp_path, monkeypatch):
+    from starcoder.prepare import pipeline
+
+    settings = PrepareSettings(inputs=(str(tree),))
+    prepare(settings, tmp_path / "whole")
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        if place == "write_whole":
+            patch.setattr(pipeline, "find_duplicates", stop)
+        elif place == "card":
+            patch.setattr(pipeline.card, "write", stop)
+        else:
+            patch.setattr(pipeline.shutil, "rmtree", stop)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(settings, tmp_path / "out")
+    prepare(settings, tmp_path / "out")
+    assert content_of(tmp_path / "out") == content_of(tmp_path / "whole")
+
+
+def test_malformed_input_is_counted_and_stops_nothing(tree, tmp_path):
+    bad = tree / "bad"
+    bad.mkdir()
+    (bad / "broken.py").write_bytes(b"x = '\xff\xfe\xfa\x81\x8d\x8f' " * 20)
+    (bad / "line.py").write_text("x = '" + "word " * 20_000 + "'\n")
+    with (bad / "gigabyte.py").open("wb") as file:
+        file.truncate(2**30)
+    (bad / "loop").symlink_to(tree)
+    (bad / "self.py").symlink_to(bad / "self.py")
+    (bad / "bomb.py").write_bytes(gzip.compress(bytes(10**7)))
+    (bad / "two\nlines.py").write_text(FUNCTION.format(name="lines", n=5))
+    (tree / "notes.ipynb").write_text("{ no notebook")
+    os.mkfifo(bad / "pipe.py")
+    hidden = bad / "hidden.py"
+    hidden.write_text(FUNCTION.format(name="hidden", n=6))
+    hidden.chmod(0)
+    cut = tree / "cut"
+    (cut / ".git" / "objects").mkdir(parents=True)
+    (cut / ".git" / "HEAD").write_text("ref: refs/heads/main\n")
+    (cut / "still.py").write_text(FUNCTION.format(name="still", n=88) * 3)
+    figures = prepare(PrepareSettings(inputs=(str(tree),)), tmp_path / "out")
+    expected = {
+        "encoding": 1,
+        "filter line_mean": 1,
+        "huge": 1,
+        "symbolic link": 2,
+        "binary": 1,
+        "path with control characters or of no encoding": 1,
+        "notebook without cells": 1,
+        "not a regular file": 1,
+        "repository without a readable commit": 1,
+    }
+    if os.geteuid() != 0:
+        expected["unreadable"] = 1
+    assert expected.items() <= figures["dropped"].items()
+    assert "tree/cut" in figures["repositories"]
+
+
+def test_a_repository_gives_its_revision_and_what_gitattributes_leaves(repository, tmp_path):
+    (repository / "untracked.py").write_text(FUNCTION.format(name="untracked", n=9))
+    figures = prepare(PrepareSettings(inputs=(str(repository),), commits=True), tmp_path / "out")
+    rows = read_rows(tmp_path / "out")
+    assert sorted(row["path"] for row in rows if row["kind"] == "file") == ["other.py", "own.py"]
+    assert {row["revision"] for row in rows} == {figures["revisions"]["repo"]}
+    (change,) = [row["content"] for row in rows if row["kind"] == "commit"]
+    assert change.startswith("<commit_before>def own_3")
+    assert "<commit_msg>Give the module a limit<commit_after>" in change
+    assert change.endswith("LIMIT = 10\n")
+    older = prepare(PrepareSettings(inputs=(f"{repository}@HEAD~2",)), tmp_path / "older")
+    assert older["num_documents"] == 1
+    every = PrepareSettings(inputs=(str(repository),), worktree=True)
+    prepare(every, tmp_path / "worktree")
+    assert "untracked.py" in {row["path"] for row in read_rows(tmp_path / "worktree")}
+
+
+def test_a_url_is_cloned_and_its_password_shown_nowhere(repository, tmp_path):
+    figures = prepare(PrepareSettings(inputs=(f"file://{repository}",)), tmp_path / "out")
+    assert figures["num_documents"] == 2
+    broken = "https://someone:hunter2secret@127.0.0.1:9/owner/name.git"
+    settings = PrepareSettings(inputs=(str(repository), broken))
+    prepare(settings, tmp_path / "partly")
+    assert read_figures(tmp_path / "partly")["dropped"]["repository that cannot be cloned"] == 1
+    assert not any(b"hunter2secret" in data for data in content_of(tmp_path / "partly").values())
+
+
+def test_splits_hold_out_whole_repositories_or_the_newest_files(tree, repository, tmp_path):
+    by_repository = PrepareSettings(inputs=(str(tree), str(repository)), split_by="repository")
+    prepare(by_repository, tmp_path / "by_repository")
+    parts = [
+        {row["repository"] for row in read_rows(tmp_path / "by_repository", s)} for s in ("train", "valid*")
+    ]
+    assert parts[0] and parts[1] and not parts[0] & parts[1]
+    by_time = PrepareSettings(inputs=(str(repository),), split_by="time", validation_share=0.5)
+    prepare(by_time, tmp_path / "by_time")
+    assert {row["committed_at"] is None for row in read_rows(tmp_path / "by_time")} == {False}
+    with pytest.raises(ConfigError, match="one repository"):
+        prepare(PrepareSettings(inputs=(str(tree),), split_by="repository"), tmp_path / "impossible")
+
+
+def test_secrets_and_benchmarks_are_in_no_file(tree, tmp_path):
+    secret = "AKIAQ3EGRXKPLMZ7TWUV"
+    (tree / "part0" / "keys.py").write_text(f'{FUNCTION.format(name="keys", n=4)}\nKEY = "{secret}"\n')
+    problem = FUNCTION.format(name="benchmark", n=4242)
+    (tree / "part1" / "solved.py").write_text("import os\n\n" + problem)
+    (tmp_path / "bench.jsonl").write_text(json.dumps({"prompt": problem}) + "\n")
+    settings = PrepareSettings(
+        inputs=(str(tree),), benchmarks=(str(tmp_path / "bench.jsonl"),), pack_tokens=64
+    )
+    figures = prepare(settings, tmp_path / "out")
+    assert figures["dropped"]["contaminated by a benchmark"] == 1
+    assert sum(figures["masked"].values()) == 1
+    assert "part1/solved.py" not in {row["path"] for row in read_rows(tmp_path / "out")}
+    assert not any(secret in row["content"] for row in read_rows(tmp_path / "out"))
+    assert not any(secret.encode() in data for data in content_of(tmp_path / "out").values())
+
+
+def test_datasets_loads_the_folder_with_its_splits(tree, tmp_path):
+    datasets = pytest.importorskip("datasets", reason="the extra `train` brings datasets")
+    settings = PrepareSettings(inputs=(str(tree),), validation_share=0.3, pack_tokens=64)
+    figures = prepare(settings, tmp_path / "out")
+    loaded = datasets.load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))
+    assert {name: len(part) for name, part in loaded.items()} == {
+        name: sums["documents"] for name, sums in figures["splits"].items()
+    }
+    packed = datasets.load_dataset(str(tmp_path / "out"), "packed", cache_dir=str(tmp_path / "cache"))
+    assert {len(row["input_ids"]) for part in packed.values() for row in part} == {64}
+
+
+def test_the_card_is_what_explain_prints(tree, tmp_path):
+    prepare(PrepareSettings(inputs=(str(tree),)), tmp_path / "out")
+    figures = read_figures(tmp_path / "out")
+    readme = (tmp_path / "out" / "README.md").read_text()
+    assert readme.endswith(card.text(figures, "plots/" in readme))
+    assert readme.startswith("---\npretty_name")
