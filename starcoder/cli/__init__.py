@@ -16,6 +16,7 @@ from cyclopts.config import Dict
 
 from starcoder import __version__
 from starcoder.cli import (
+    attribution,
     bench,
     complete,
     doctor,
@@ -75,6 +76,10 @@ def build() -> App:
     serving = (generate, complete, serve, editor_config)
     for verb in (*serving, plan, quantize, bench, export, prepare, finetune, pretrain, doctor):
         app.command(verb.run, name=verb.__name__.rpartition(".")[2].replace("_", "-"))
+    known = App(name="attribution", help="Tell which spans of a text stand verbatim in known source files.")
+    known.command(attribution.build)
+    known.command(attribution.find)
+    app.command(known)
     return app
 
 
