@@ -204,16 +204,15 @@ def hole(row: Row) -> Problem:
     assert isinstance(number, int), "our own file names a line of each solution"
     lines = text(row, "canonical_solution").splitlines(keepends=True)
     before, line, after = lines[:number], lines[number], lines[number + 1 :]
-    indent = line[: len(line) - len(line.lstrip())]
     tests = f"{text(row, 'test')}\ncheck({text(row, 'entry_point')})\n"
     return Problem(
         id=f"{text(row, 'task_id')}/line-{number}",
         request=CompletionRequest(
-            prefix=text(row, "prompt") + "".join(before) + indent,
+            prefix=text(row, "prompt") + "".join(before),
             suffix="\n" + "".join(after),
             sampling=SamplingParams(max_lines=1),
             layout="psm",
         ),
         check=lambda code: Program(code, tests),
-        reference=line.strip(),
+        reference=line.rstrip("\n"),
     )

@@ -129,27 +129,34 @@ def holes(file: SourceFile) -> list[Hole]:
 
 
 def _problem(file: SourceFile, hole: Hole, repo: str) -> Problem:
+    """Holes begin at a line's start; a prefix to go on from ends with its last word.
+
+    A tokenizer joins blanks with what follows them, so behind bare indentation a model cannot write the
+    word that it learnt to write there.
+    """
     lines = file.text.split("\n")
-    first = lines[hole.first - 1]
-    indent = first[: len(first) - len(first.lstrip())]
-    wanted = "\n".join(lines[hole.first - 1 : hole.last])[len(indent) :]
+    before = "".join(f"{line}\n" for line in lines[: hole.first - 1])
+    wanted = "\n".join(lines[hole.first - 1 : hole.last])
     after = "\n" + "\n".join(lines[hole.last :])
-    is_line = hole.first == hole.last and hole.kind in ("next-line", "line")
+    is_next = hole.kind == "next-line"
+    prefix = before.rstrip() if is_next else before
+    blanks = before[len(prefix) :]
+    is_line = hole.kind in ("next-line", "line")
     return Problem(
         id=f"{hole.kind}/{file.path}:{hole.first}",
         request=CompletionRequest(
-            prefix="".join(f"{line}\n" for line in lines[: hole.first - 1]) + indent,
-            suffix=None if hole.kind == "next-line" else after,
+            prefix=prefix,
+            suffix=None if is_next else after,
             path=file.path,
             repo=repo or None,
-            layout="auto" if hole.kind == "next-line" else "psm",
+            layout="auto" if is_next else "psm",
             sampling=SamplingParams(
                 max_tokens=_MAX_TOKENS[hole.kind],
-                max_lines=1 if is_line else None,
-                min_indent=None if is_line else len(indent),
+                max_lines=1 + blanks.count("\n") if is_line else None,
+                min_indent=None if is_line else _indent(lines[hole.first - 1]),
             ),
         ),
-        reference=wanted,
+        reference=blanks + wanted,
         language=LANGUAGES[Path(file.path).suffix],
         group=hole.kind,
         rest=after,
@@ -170,7 +177,7 @@ def _python_holes(text: str, lines: Sequence[str]) -> Iterator[Hole]:
             and _is_worth(lines[node.lineno - 1])
         ):
             yield Hole("line", node.lineno, node.lineno)
-            if node.lineno > 1:
+            if any(line.strip() for line in lines[: node.lineno - 1]):
                 yield Hole("next-line", node.lineno, node.lineno)
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             body = node.body[1:] if ast.get_docstring(node, clean=False) is not None else node.body
@@ -193,7 +200,7 @@ def _line_holes(lines: Sequence[str]) -> Iterator[Hole]:
         if not _is_worth(line):
             continue
         yield Hole("line", number, number)
-        if number > 1:
+        if any(above.strip() for above in lines[: number - 1]):
             yield Hole("next-line", number, number)
         depth, last = _indent(line), number
         while last < len(lines) and (not lines[last].strip() or _indent(lines[last]) > depth):

@@ -59,6 +59,15 @@ def test_every_hole_filled_with_what_stood_there_is_the_file_again():
         }
 
 
+def test_no_prefix_ends_in_indentation():
+    """Tokenizers join blanks with the word after them, so behind blanks that word cannot be written."""
+    problems = cut([SourceFile(path="a.py", text=CODE), SourceFile(path="b.js", text="a {\n  bcde;\n}\n")])
+    ends = {problem.request.prefix[-1:] for problem in problems if problem.group == "next-line"}
+    assert ends and not any(end.isspace() for end in ends)
+    others = {problem.request.prefix[-1:] for problem in problems if problem.group != "next-line"}
+    assert others <= {"", "\n"}
+
+
 def test_the_choice_is_the_seeds_alone():
     files = [SourceFile(path="a.py", text=Path(__file__).read_text("utf-8"))]
     first, again, other = (cut(files, limit=5, seed=seed) for seed in (0, 0, 1))
