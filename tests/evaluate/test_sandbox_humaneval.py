@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from starcoder.evaluate import python_tasks
 from starcoder.evaluate.sandbox.pool import Sandbox
 from starcoder.evaluate.sandbox.verdicts import Limits, Program
 
@@ -78,6 +79,20 @@ def test_every_known_solution_of_mbpp_passes_its_assertions(sandbox):
     assert len(problems) == 378
     programs = [Program(row["canonical_solution"], f"import math\n{row['assertion']}") for row in problems]
     assert failed(sandbox, programs) == {}  # Mbpp/120's assertions use a math that they do not import
+
+
+@pytest.mark.parametrize(
+    ("file", "rule", "count"),
+    [
+        ("HumanEvalPlus-Mini.jsonl.gz", python_tasks.humaneval_plus, 164),
+        ("MbppPlus.jsonl.gz", python_tasks.mbpp_plus, 378),
+    ],
+)
+def test_every_known_solution_passes_on_evalplus_inputs(sandbox, file, rule, count):
+    problems = [rule(row) for row in rows(file)]
+    assert len(problems) == count
+    verdicts = failed(sandbox, [problem.program(problem.reference) for problem in problems])
+    assert {problems[index].id: verdict for index, verdict in verdicts.items()} == {}
 
 
 def test_mutants_fare_as_when_their_tests_are_simply_run(sandbox, mixed):

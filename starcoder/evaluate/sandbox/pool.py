@@ -277,7 +277,8 @@ class _Worker:
 
     def _receive(self) -> dict[str, Any]:
         (length,) = _LENGTH.unpack(self._exactly(_LENGTH.size))
-        return json.loads(self._exactly(length))
+        message: dict[str, Any] = json.loads(self._exactly(length))
+        return message
 
     def _exactly(self, count: int) -> bytes:
         assert self._process and self._process.stdout, "started"

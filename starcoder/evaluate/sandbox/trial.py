@@ -194,6 +194,9 @@ class Remote:
     arithmetic are not passed on: an object must not tell the tests that it equals what they expect.
     """
 
+    _ask: _Asker
+    _number: int
+
     def __init__(self, ask: _Asker, number: int):
         self.__dict__.update(_ask=ask, _number=number)
 
@@ -354,7 +357,8 @@ class _Answers:
             case ["get", int(number), str(name)]:
                 return getattr(self._lent[number], name)
             case ["set", int(number), str(name), value]:
-                return setattr(self._lent[number], name, self._in(value))
+                setattr(self._lent[number], name, self._in(value))
+                return None
             case ["iter", int(number)]:
                 return _Kept(iter(self._lent[number]))  # type: ignore[call-overload]
             case ["next", iterator]:

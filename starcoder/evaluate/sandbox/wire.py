@@ -82,7 +82,7 @@ def encode(value: object, lend: Callable[[object], object]) -> object:
         case Decimal() | Fraction() if kind in _BASES:
             return {"t": kind.__name__, "v": str(value)}
         case range():
-            return {"t": "range", "v": [encode(n, lend) for n in (value.start, value.stop, value.step)]}
+            return {"t": "range", "v": [hex(value.start), hex(value.stop), hex(value.step)]}
     if kind.__module__ == "numpy":
         return _encode_numpy(value, lend)
     for base in _BASES:  # a named tuple, a Counter, an IntEnum: their plain part
@@ -125,7 +125,7 @@ def decode(form: object, borrow: Callable[[int], object]) -> object:
         case "Fraction":
             return Fraction(content)
         case "range":
-            return range(*(decode(item, borrow) for item in content))  # type: ignore[arg-type]
+            return range(*(int(bound, 16) for bound in content))
         case "array":
             return _decode_numpy(form, borrow)
         case "lent":
