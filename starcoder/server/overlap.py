@@ -17,6 +17,9 @@ from starcoder.server.fields import Body
 from starcoder.server.sse import sse
 
 
+MAX_CHARACTERS = 100_000  # of a document: about a second of one core for 200 MB of known files
+
+
 class OverlapBody(Body):
     """Body of `/overlap`."""
 
@@ -27,9 +30,11 @@ def overlap(data: object, index: Index | None) -> Json:
     """The spans of a document that stand in the index, and where.
 
     Raises:
-        Refusal: no document, or a server without an index.
+        Refusal: no document, one that is too long, or a server without an index.
     """
     text = OverlapBody.read(data).document
+    if len(text) > MAX_CHARACTERS:
+        raise Refusal(f"`document` has {len(text)} characters; expected at most {MAX_CHARACTERS}")
     spans = _required(index).find(text)
     units = _utf16_offsets(text)
     return {

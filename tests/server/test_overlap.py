@@ -41,6 +41,7 @@ def test_llm_vscode_is_answered(known):
     assert reply.json()["sources"] == [[source]]
     assert known.post("/overlap", {"document": "nothing of this is known"}).json()["spans"] == []
     assert known.post("/overlap", {"text": "x"}).status_code == 400
+    assert known.post("/overlap", {"document": "x " * 50_001}).status_code == 400
 
 
 def body(**fields):
