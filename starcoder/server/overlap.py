@@ -16,7 +16,6 @@ from starcoder.server.exchange import Exchange, Json, Refusal
 from starcoder.server.fields import Body
 from starcoder.server.sse import sse
 
-
 MAX_CHARACTERS = 100_000  # of a document: about a second of one core for 200 MB of known files
 
 
