@@ -19,6 +19,8 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
 SOURCE = "def add(a, b):\n    return \n\n\ndef twice(x):\n    return add(x, x)\n"
 
+TALKATIVE = ("prepare", "attribution", "evaluate")  # verbs that show progress on stderr
+
 needs_bundled_model = pytest.mark.skipif(
     not (BUNDLED / "config.json").is_file(), reason="the bundled model is not trained yet"
 )
@@ -84,7 +86,11 @@ def test_every_command_parses(command):
         "finetune",
         "pretrain",
         "serve",
+        "chat",
         "editor-config",
+        "prepare",
+        "attribution",
+        "evaluate",
         "doctor",
     ],
 )
@@ -100,12 +106,12 @@ def test_doctor_runs_as_shown(project):
 @needs_bundled_model
 @pytest.mark.parametrize(
     "command",
-    # A hub id needs the network, a training run hours, a server does not end, settings come with advice.
+    # A hub id needs the network, a training run hours, a server does not end, others tell what they do.
     [
         line
         for line in commands()
         if "--model" not in line
-        and arguments(line)[0] not in ("finetune", "pretrain", "doctor", "serve", "editor-config")
+        and arguments(line)[0] not in ("finetune", "pretrain", "doctor", "serve", "editor-config", *TALKATIVE)
     ],
 )
 def test_every_example_completes(command, project, monkeypatch, capsys):
@@ -119,6 +125,16 @@ def test_every_example_completes(command, project, monkeypatch, capsys):
         out, err = capsys.readouterr()
     assert (code, err) == (0, "")
     assert out.strip()
+
+
+@needs_bundled_model
+def test_a_dataset_is_prepared_indexed_and_measured_as_shown(project, monkeypatch, capsys):
+    (project / "LICENSE").write_text("Apache License\nVersion 2.0, January 2004\n")
+    monkeypatch.chdir(project)
+    for command in (line for line in commands() if arguments(line)[0] in TALKATIVE):
+        assert main(arguments(command)) == 0, (command, capsys.readouterr().err)
+    assert capsys.readouterr().out.strip()
+    assert (project / "data" / "mine" / "README.md").is_file()
 
 
 @needs_bundled_model
