@@ -21,6 +21,7 @@ from starcoder.cli import (
     complete,
     doctor,
     editor_config,
+    evaluate,
     export,
     finetune,
     generate,
@@ -74,7 +75,7 @@ def build() -> App:
         help_format="plaintext",
     )
     serving = (generate, complete, serve, editor_config)
-    for verb in (*serving, plan, quantize, bench, export, prepare, finetune, pretrain, doctor):
+    for verb in (*serving, plan, quantize, bench, evaluate, export, prepare, finetune, pretrain, doctor):
         app.command(verb.run, name=verb.__name__.rpartition(".")[2].replace("_", "-"))
     known = App(name="attribution", help="Tell which spans of a text stand verbatim in known source files.")
     known.command(attribution.build)

@@ -1,0 +1,246 @@
+"""What `starcoder evaluate` needs to run: models one at a time, progress, its folder, bits per byte."""
+
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Literal, Self, cast
+
+from starcoder.cli.table import aligned
+from starcoder.errors import ConfigError
+
+if TYPE_CHECKING:
+    from starcoder.cli.evaluate import EvaluateOptions
+    from starcoder.engine.local import Model
+    from starcoder.evaluate.recipes import Recipe
+    from starcoder.evaluate.results import About
+    from starcoder.model import Transformer
+    from starcoder.request import Chunk, CompletionRequest, Generator
+    from starcoder.tokenizer import Tokenizer
+
+_Scheme = Literal["int8", "int4"]
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A model as it is measured: which, with which adapter, quantized how."""
+
+    model: str | None
+    adapter: str | None = None
+    quantize: _Scheme | None = None
+
+    @property
+    def name(self) -> str:
+        return self.adapter or self.model or "nano"
+
+    @property
+    def label(self) -> str:
+        return f"{self.name}, {self.quantize}" if self.quantize else self.name
+
+
+class Models:
+    """Loads models when they are first asked, and holds one at a time."""
+
+    def __init__(self, options: "EvaluateOptions"):
+        self._options = options
+        self._loaded: tuple[Variant, Model] | None = None
+
+    def variants(self) -> list[Variant]:
+        """All that are to be measured.
+
+        Raises:
+            ConfigError: a scheme that is not known.
+        """
+        options = self._options
+        if options.endpoint is not None or options.samples is not None:
+            return [Variant(options.model or str(options.endpoint or options.samples))]
+        schemes: list[_Scheme | None] = []
+        for name in options.quantize.split(","):
+            if name not in ("none", "int8", "int4"):
+                raise ConfigError(
+                    f"quantize is {name!r}; expected none, int8 or int4", "several stand after commas"
+                )
+            schemes.append(None if name == "none" else cast("_Scheme", name))
+        compare = options.compare
+        bases: list[tuple[str | None, str | None]] = [(options.model, None)]
+        if compare is not None:
+            is_adapter = (Path(compare).expanduser() / "adapter_config.json").exists()
+            bases.append((options.model, compare) if is_adapter else (compare, None))
+        return [Variant(model, adapter, scheme) for model, adapter in bases for scheme in schemes]
+
+    def dtype(self, recipe: "Recipe") -> str:
+        """The type of the weights, as far as it is told."""
+        options = self._options
+        if options.endpoint is not None or options.samples is not None:
+            return "unknown"
+        own = "float32" if options.device in (None, "cpu") else "as stored"
+        return options.dtype or recipe.dtype or own
+
+    def generator(self, variant: Variant, recipe: "Recipe") -> "Generator":
+        """What answers for a variant. Nothing is loaded before it is asked."""
+        options = self._options
+        if options.endpoint is not None:
+            from starcoder.evaluate.client import Endpoint
+
+            endpoint = Endpoint(
+                url=options.endpoint,
+                model=options.model or "",
+                api_key=os.environ.get("OPENAI_API_KEY", ""),
+                concurrency=options.concurrency,
+            )
+            return endpoint.named()
+        return _Lazy(self, variant, recipe.dtype)
+
+    def load(self, variant: Variant, dtype: str | None = None) -> "Model":
+        """The model of a variant; the one before is dropped first."""
+        if self._loaded is None or self._loaded[0] != variant:
+            self._loaded = None
+            self._loaded = variant, _load(self._options, variant, dtype)
+        return self._loaded[1]
+
+
+class _Lazy:
+    """A generator that loads its model at its first request: a finished run needs none."""
+
+    def __init__(self, models: Models, variant: Variant, dtype: str | None):
+        self._models, self._variant, self._dtype = models, variant, dtype
+
+    def generate(self, requests: Sequence["CompletionRequest"]) -> Iterator["Chunk"]:
+        return self._models.load(self._variant, self._dtype).generate(requests)
+
+
+def _load(options: "EvaluateOptions", variant: Variant, dtype: str | None) -> "Model":
+    from starcoder.engine import local
+
+    load = local.load if variant.adapter is None else partial(local.load, adapter=variant.adapter)
+    return load(
+        variant.model,
+        device=options.device,
+        dtype=options.dtype or dtype,
+        quantize=variant.quantize,
+        threads=options.threads,
+    )
+
+
+class Progress:
+    """How far a task is, on stderr where that is a terminal."""
+
+    def __init__(self, label: str):
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        console = Console(stderr=True)
+        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+        self._bar = Bar(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._row = self._bar.add_task(label, total=None)
+
+    def __call__(self, done: int, total: int) -> None:
+        self._bar.update(self._row, completed=done, total=total)
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+
+def begin(output: Path | None, about: "About") -> Path | None:
+    """The file of samples of a run, new or to go on with; None without a folder.
+
+    Raises:
+        ConfigError: the folder has the samples of another run under this name.
+    """
+    if output is None:
+        return None
+    name = "-".join(
+        re.sub(r"[^\w.-]+", "-", part).strip("-")
+        for part in (about.task, about.model, about.quantize)
+        if part != "none"
+    )
+    samples, mark = output / f"{name}.samples.jsonl", output / f"{name}.run.json"
+    output.mkdir(parents=True, exist_ok=True)
+    if mark.exists():
+        found = json.loads(mark.read_text("utf-8")).get("fingerprint")
+        if found != about.fingerprint:
+            raise ConfigError(
+                f"{str(samples)!r} is of a run with other options",
+                "give another --output, or delete the file to begin anew",
+            )
+    elif samples.exists():
+        raise ConfigError(f"{str(samples)!r} is of no run of ours", "give another --output")
+    mark.write_text(json.dumps({"fingerprint": about.fingerprint, **_flat(about)}, indent=2) + "\n", "utf-8")
+    return samples
+
+
+def _flat(about: "About") -> dict[str, object]:
+    return asdict(about) | {"recipe": about.recipe.name, "recipe_hash": about.recipe.hash}
+
+
+def perplexity(options: "EvaluateOptions", models: Models) -> None:
+    """Print what every model's predictions of the user's files cost.
+
+    Raises:
+        ConfigError: no files, or a server, which does not tell enough.
+    """
+    from starcoder.evaluate import perplexity as measuring
+    from starcoder.evaluate.recipes import named
+
+    if options.dataset is None or options.endpoint is not None or options.samples is not None:
+        raise ConfigError(
+            "perplexity predicts files with a model of this machine", "name them with --dataset PATH"
+        )
+    files = measuring.files(options.dataset, suffixes=options.suffix)[: options.limit]
+    texts = [file.read_text("utf-8", errors="replace") for file in files]
+    rows: list[tuple[str, ...]] = [("model", "bits per byte", "perplexity", "tokens", "bytes", "files")]
+    documents: list[dict[str, object]] = []
+    for variant in models.variants():
+        found = measuring.measure(*_network(options, variant), texts)
+        bits, ppl = found.bits_per_byte, found.perplexity
+        counts = [f"{number:,}" for number in (found.num_tokens, found.num_bytes, found.num_files)]
+        rows.append((variant.label, f"{bits:.4f}", f"{ppl:.3f}", *counts))
+        documents.append(
+            {
+                "task": "perplexity",
+                "model": variant.name,
+                "quantize": variant.quantize or "none",
+                "dtype": models.dtype(named(options.recipe)),
+                "bits_per_byte": round(bits, 6),
+                "perplexity": round(ppl, 6),
+                "num_tokens": found.num_tokens,
+                "num_bytes": found.num_bytes,
+                "num_files": found.num_files,
+            }
+        )
+    print(json.dumps({"results": documents, "differences": []}) if options.json else aligned(rows))
+
+
+def _network(options: "EvaluateOptions", variant: Variant) -> tuple["Transformer", "Tokenizer"]:
+    """The network of a variant and its tokenizer, without an engine."""
+    import torch
+
+    from starcoder import checkpoint
+    from starcoder.tokenizer import Tokenizer
+
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    device = options.device or "cpu"
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    name = options.dtype or ("float32" if device == "cpu" else None)
+    folder = checkpoint.resolve(variant.model)
+    network = checkpoint.load(
+        folder,
+        device=device,
+        dtype=None if name is None else getattr(torch, name),
+        quantize=variant.quantize,
+        adapter=variant.adapter,
+    )
+    return network, Tokenizer.load(folder)
