@@ -119,7 +119,8 @@ def run(
         return
     print(
         f"{figures['num_documents']:,} of {figures['num_seen']:,} documents, "
-        f"{figures['num_tokens']:,} tokens, written to {output}; starcoder prepare --explain {output} tells the rest"
+        f"{figures['num_tokens']:,} tokens, written to {output}; "
+        f"starcoder prepare --explain {output} tells the rest"
     )
 
 

@@ -27,8 +27,8 @@ _TITLES = {
 def dropped(listings: Sequence[Listing], batches: Sequence[Batch]) -> dict[str, int]:
     """How many inputs were left out for each reason, most first."""
     counts: Counter[str] = Counter()
-    for part in (*listings, *batches):
-        counts.update(part.dropped)
+    for reasons in [*(part.dropped for part in listings), *(part.dropped for part in batches)]:
+        counts.update(reasons)
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 

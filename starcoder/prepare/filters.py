@@ -23,7 +23,10 @@ _NOT_ALPHA = {code: None for code in range(128) if not chr(code).isalpha()}
 
 
 NAMES = frozenset(
-    "min_characters line_count line_mean line_max alphanum alpha xml html json_yaml encoded".split()
+    {
+        *("min_characters", "line_count", "line_mean", "line_max", "alphanum", "alpha"),
+        *("xml", "html", "json_yaml", "encoded"),
+    }
 )
 
 

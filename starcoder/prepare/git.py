@@ -18,8 +18,11 @@ from starcoder.errors import StarcoderError
 
 _URL = re.compile(r"(https?|ssh|git|file)://|[\w.-]+@[\w.-]+:")
 # Nothing of a repository runs, nobody is asked for a password, no index is written.
-_SAFE = ("--no-optional-locks", "-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false")
-_SAFE += ("-c", "safe.directory=*", "-c", "core.askPass=true", "-c", "core.sshCommand=ssh -oBatchMode=yes")
+_SAFE = (
+    "--no-optional-locks",
+    *("-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false", "-c", "safe.directory=*"),
+    *("-c", "core.askPass=true", "-c", "core.sshCommand=ssh -oBatchMode=yes"),
+)
 
 
 class GitError(StarcoderError):
@@ -88,6 +91,7 @@ def clone(url: str, target: Path) -> None:
             f"{public_url(url)!r} cannot be cloned",
             "does `git clone` of it work without asking for a password?",
         )
+    run(part, "config", "remote.origin.url", public_url(url))  # no token stays on disk
     part.rename(target)
 
 

@@ -16,6 +16,7 @@ from starcoder.prepare import converting, git
 from starcoder.prepare.ignore import Rule, attribute_rules, ignore_rules, said_of
 from starcoder.prepare.languages import language_of
 from starcoder.prepare.licences import MAX_LICENCE_BYTES, is_licence_file, licence_of_text
+from starcoder.prepare.secrets import mask
 from starcoder.prepare.settings import PrepareSettings
 from starcoder.prepare.texts import decode, is_vendored
 
@@ -42,7 +43,8 @@ class Item:
     size: int = 0
     blob: str = ""  # of git; empty: read the file
     before: str = ""  # the blob before a commit
-    text: str = field(default="", repr=False)  # the commit's message; the issue
+    text: str = field(default="", repr=False)  # the commit's message or the issue, without secrets
+    masked: dict[str, int] = field(default_factory=dict)  # what was masked in `text`
     time: int | None = None
 
 
@@ -69,7 +71,7 @@ def list_inputs(settings: PrepareSettings, clones: Path) -> list[Listing]:
             continue
         found += _list_repository(folder, revision, name, settings)
     for export in settings.issues:
-        found += _list_issues(Path(export))
+        found += _list_issues(Path(export), settings)
     return _named_apart(found)
 
 
@@ -137,7 +139,7 @@ def _list_commit(folder: Path, commit: str, name: str, settings: PrepareSettings
             time = times.get(entry.path)
             items.append(Item(path=entry.path, size=entry.size or 0, blob=entry.blob, time=time))
     listing = _listing(folder, name, items, dropped, settings, commit)
-    changes = list(_commits(folder, commit)) if settings.commits else []
+    changes = list(_commits(folder, commit, settings)) if settings.commits else []
     yield replace(listing, items=(*listing.items, *changes))
     for path, pinned in submodules:
         inside = folder / path
@@ -147,15 +149,17 @@ def _list_commit(folder: Path, commit: str, name: str, settings: PrepareSettings
             yield _empty(f"{name}/{path}", "submodule that is not checked out")
 
 
-def _commits(folder: Path, commit: str) -> Iterator[Item]:
+def _commits(folder: Path, commit: str, settings: PrepareSettings) -> Iterator[Item]:
     for change in git.single_file_changes(folder, commit):
+        message = mask(change.message, settings.secrets)
         yield Item(
             path=change.path,
             kind="commit",
             size=2 * _MAX_COMMIT_FILE_BYTES // 10,
             blob=change.after,
             before=change.before,
-            text=change.message,
+            text=message.text,
+            masked=dict(message.found),
             time=change.time,
         )
 
@@ -285,7 +289,7 @@ def _read_text(path: Path) -> str:
     return "" if isinstance(text, str) else text.content
 
 
-def _list_issues(export: Path) -> list[Listing]:
+def _list_issues(export: Path, settings: PrepareSettings) -> list[Listing]:
     """The issues of one export, by repository."""
     try:
         size = export.stat().st_size
@@ -300,7 +304,14 @@ def _list_issues(export: Path) -> list[Listing]:
         if issue is None:
             dropped += 1
             continue
-        item = Item(path=f"issue {issue.number}", kind="issue", size=len(issue.text), text=issue.text)
+        masked = mask(issue.text, settings.secrets)
+        item = Item(
+            path=f"issue {issue.number}",
+            kind="issue",
+            size=len(masked.text),
+            text=masked.text,
+            masked=dict(masked.found),
+        )
         by_name.setdefault(issue.repository, []).append(item)
     listings = [
         Listing(repository=Repository(name=name, folder=""), items=tuple(items), dropped={})

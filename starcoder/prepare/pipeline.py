@@ -61,6 +61,12 @@ def prepare(settings: PrepareSettings, output: Path) -> dict[str, object]:
     shards.require_pyarrow()
     benchmarks = Benchmarks.read(settings.benchmarks, settings.contamination)
     tokenizer = Tokenizer.load(Path(settings.tokenizer) if settings.tokenizer else BUNDLED)
+    style = tokenizer.sentinels.style
+    if settings.pack_tokens and style != settings.family:
+        raise ConfigError(
+            f"rows packed for {settings.family!r} need its tokenizer; the one given is of {style!r}",
+            "--tokenizer names the folder of the model to train, --family its family",
+        )
     work = _open(settings, output)
     if work is None:
         return read_figures(output)

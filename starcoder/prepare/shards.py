@@ -139,8 +139,11 @@ def family_tokens(
                     yield [s.repo_name, *encode(name)]
             yield [s.file_sep, *encode(f"{row.path}\n{text}" if is_named else text)]
         else:
-            given = ((s.repo_name, row.repository), (s.filename, row.path))
-            given = given if s.style == "starcoder" else ()
+            known = s.style == "starcoder"
+            given = (
+                (s.repo_name if known else None, row.repository),
+                (s.filename if known else None, row.path),
+            )
             shown = [(t, x) for t, x in given if t is not None and rng.random() < settings.metadata_rate]
             tags = [id for t, x in shown[:-1] for id in (t, *encode(x))]
             last = [shown[-1][0], *encode(f"{shown[-1][1]}\n{text}")] if shown else encode(text)

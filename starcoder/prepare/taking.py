@@ -120,7 +120,7 @@ class Taker:
             blob=document.blob,
             encoding=document.encoding,
             time=item.time,
-            masked=dict(masked.found),
+            masked=dict(Counter(item.masked) + Counter(masked.found)),
             num_characters=len(masked.text),
             num_tokens=len(encode(data.decode())),
             imports=imports_of(document.language, document.content) if document.kind == "file" else (),

@@ -29,7 +29,7 @@ FUNCTION = '''def {name}_{n}(first, second):
         total += step * len("{name}")
     return total, "{name}"
 '''
-WORDS = "river mountain forest harbor garden window lantern marble copper willow".split()
+WORDS = ("river", "mountain", "forest", "harbor", "garden", "window", "lantern", "marble", "copper", "willow")
 
 
 def read_rows(folder, split="*"):
@@ -59,9 +59,13 @@ def tree(tmp_path):
         word = WORDS[number % 10]
         folder = root / f"part{number % 3}"
         folder.mkdir(parents=True, exist_ok=True)
-        body = "".join(FUNCTION.format(name=rng.choice(WORDS) + word, n=rng.randrange(1000)) for _ in range(6))
+        body = "".join(
+            FUNCTION.format(name=rng.choice(WORDS) + word, n=rng.randrange(1000)) for _ in range(6)
+        )
         (folder / f"{word}{number}.py").write_text(body)
-    (root / "LICENSE").write_text("Permission is hereby granted, free of charge, to\nThe Software is provided")
+    (root / "LICENSE").write_text(
+        "Permission is hereby granted, free of charge, to\nThe Software is provided"
+    )
     return root
 
 
@@ -108,7 +112,9 @@ def test_figures_equal_an_independent_count(tree, tmp_path):
 def test_a_second_run_and_more_workers_give_the_same_bytes(tree, repository, tmp_path):
     inputs = (str(tree), str(repository))
     for name, workers in (("one", 1), ("two", 2)):
-        settings = PrepareSettings(inputs=inputs, commits=True, pack_tokens=64, workers=workers)
+        settings = PrepareSettings(
+            inputs=inputs, commits=True, family="starcoder", pack_tokens=64, workers=workers
+        )
         prepare(settings, tmp_path / name)
     assert content_of(tmp_path / "one") == content_of(tmp_path / "two")
 
@@ -124,11 +130,12 @@ def test_a_finished_dataset_is_left_alone_and_other_settings_are_refused(tree, t
 @pytest.mark.parametrize("num_kills", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_a_killed_run_goes_on_to_the_same_bytes(num_kills, tree, tmp_path):
     inputs = [str(tree)] * 12 if num_kills == 3 else [sysconfig.get_path("stdlib") + "/asyncio", str(tree)]
-    prepare(PrepareSettings(inputs=tuple(inputs), pack_tokens=64), tmp_path / "whole")
+    prepare(PrepareSettings(inputs=tuple(inputs), family="starcoder", pack_tokens=64), tmp_path / "whole")
     script = (
         "import sys, pathlib; from starcoder.prepare.pipeline import prepare; "
         "from starcoder.prepare.settings import PrepareSettings as S; "
-        "prepare(S(inputs=tuple(sys.argv[2:]), pack_tokens=64), pathlib.Path(sys.argv[1]))"
+        "settings = S(inputs=tuple(sys.argv[2:]), family='starcoder', pack_tokens=64); "
+        "prepare(settings, pathlib.Path(sys.argv[1]))"
     )
     command = [sys.executable, "-c", script, str(tmp_path / "killed"), *inputs]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
@@ -251,7 +258,10 @@ def test_secrets_and_benchmarks_are_in_no_file(tree, tmp_path):
     (tree / "part1" / "solved.py").write_text("import os\n\n" + problem)
     (tmp_path / "bench.jsonl").write_text(json.dumps({"prompt": problem}) + "\n")
     settings = PrepareSettings(
-        inputs=(str(tree),), benchmarks=(str(tmp_path / "bench.jsonl"),), pack_tokens=64
+        inputs=(str(tree),),
+        benchmarks=(str(tmp_path / "bench.jsonl"),),
+        family="starcoder",
+        pack_tokens=64,
     )
     figures = prepare(settings, tmp_path / "out")
     assert figures["dropped"]["contaminated by a benchmark"] == 1
@@ -263,7 +273,7 @@ def test_secrets_and_benchmarks_are_in_no_file(tree, tmp_path):
 
 def test_datasets_loads_the_folder_with_its_splits(tree, tmp_path):
     datasets = pytest.importorskip("datasets", reason="the extra `train` brings datasets")
-    settings = PrepareSettings(inputs=(str(tree),), validation_share=0.3, pack_tokens=64)
+    settings = PrepareSettings(inputs=(str(tree),), validation_share=0.3, family="starcoder", pack_tokens=64)
     figures = prepare(settings, tmp_path / "out")
     loaded = datasets.load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))
     assert {name: len(part) for name, part in loaded.items()} == {
@@ -279,3 +289,68 @@ def test_the_card_is_what_explain_prints(tree, tmp_path):
     readme = (tmp_path / "out" / "README.md").read_text()
     assert readme.endswith(card.text(figures, "plots/" in readme))
     assert readme.startswith("---\npretty_name")
+
+
+def test_rows_are_packed_for_the_family_of_the_tokenizer_alone(tree, tmp_path):
+    settings = PrepareSettings(inputs=(str(tree),), family="starcoder2", pack_tokens=64)
+    with pytest.raises(ConfigError, match="need its tokenizer"):
+        prepare(settings, tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_the_standard_library_is_counted_right(tmp_path):
+    """A real tree, and in it a package whose files are near duplicates of one another: the codecs' tables."""
+    stdlib = Path(sysconfig.get_path("stdlib"))
+    inputs = (str(stdlib / "encodings"), str(stdlib / "test"), str(stdlib / "asyncio"))
+    figures = prepare(PrepareSettings(inputs=inputs, workers=2), tmp_path / "out")
+    rows = read_rows(tmp_path / "out")
+    assert figures["num_documents"] == len(rows)
+    assert figures["num_seen"] == figures["num_documents"] + sum(figures["dropped"].values())
+    assert figures["num_characters"] == sum(len(row["content"]) for row in rows)
+    assert figures["duplicates"]["near"] > 20
+    assert len({row["content"] for row in rows}) == len(rows)
+
+
+@pytest.mark.slow
+def test_a_history_of_500_commits_is_counted_right(tmp_path):
+    root = tmp_path / "history"
+    root.mkdir()
+    git(root, "init", "-q")
+    rng = random.Random(1)
+    texts = {name: [FUNCTION.format(name=name, n=n) for n in range(8)] for name in WORDS}
+    for number in range(510):
+        name = WORDS[number % 10]
+        texts[name].append(FUNCTION.format(name=f"{rng.choice(WORDS)}_{name}", n=rng.randrange(10**6)))
+        (root / f"{name}.py").write_text("".join(texts[name][-12:]))
+        git(root, "add", ".")
+        git(root, "commit", "-qm", f"Add function number {number} to the module {name}")
+    settings = PrepareSettings(inputs=(str(root),), commits=True, split_by="time", validation_share=0.2)
+    figures = prepare(settings, tmp_path / "out")
+    assert figures["num_seen"] == 10 + 500  # ten commits add a file, the others change one
+    kinds = Counter(row["kind"] for row in read_rows(tmp_path / "out"))
+    assert {kind: sums["documents"] for kind, sums in figures["kinds"].items()} == dict(kinds)
+    assert kinds["commit"] > 300
+    newest = {row["committed_at"] for row in read_rows(tmp_path / "out", "validation")}
+    assert min(newest) >= max(row["committed_at"] for row in read_rows(tmp_path / "out", "train"))
+
+
+def test_secrets_of_messages_and_issues_are_not_even_in_unfinished_work(repository, tmp_path, monkeypatch):
+    from starcoder.prepare import pipeline
+
+    secret = "AKIAQ3EGRXKPLMZ7TWUV"
+    (repository / "own.py").write_text(FUNCTION.format(name="own", n=3) + "\nLIMIT = 11\n")
+    git(repository, "commit", "-qam", f"Use the key {secret} for the limit")
+    issue = {"title": "The key", "body": f"{secret} works no more since the last update", "number": 7}
+    (tmp_path / "issues.json").write_text(json.dumps([issue]))
+    settings = PrepareSettings(
+        inputs=(str(repository),), issues=(str(tmp_path / "issues.json"),), commits=True
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "find_duplicates", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            prepare(settings, tmp_path / "out")
+    assert not any(secret.encode() in data for data in content_of(tmp_path / "out").values())
+    figures = prepare(settings, tmp_path / "out")
+    assert (figures["kinds"]["issue"]["documents"], figures["kinds"]["commit"]["documents"]) == (1, 2)
+    assert sum(figures["masked"].values()) == 2
+    assert not any(secret in row["content"] for row in read_rows(tmp_path / "out"))
