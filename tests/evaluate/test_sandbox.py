@@ -69,6 +69,7 @@ def test_detail_names_the_line_of_the_tests(sandbox):
     "value",
     ["None", "True", "2**70", "-(2**70)", "1.5", "float('inf')", "'\\ud800é'", "b'a'", "bytearray(b'a')",
      "[1, [2, (3,)]]", "(1, 'a')", "{1, 2}", "frozenset({1})", "{(1, 2): [3], 'k': {}}", "1j", "range(3)",
+     "[(1, 'a'), (2,), ()]", "[(1, (2,)), (3,)]", "[(2**70,), (1,)]", "[1, 2**70]", "[[1, 2], [None, True]]",
      "__import__('decimal').Decimal('1.1')", "__import__('fractions').Fraction(1, 3)"],
 )  # fmt: skip
 def test_plain_values_travel_unchanged(sandbox, value):
@@ -80,6 +81,8 @@ def test_plain_values_travel_unchanged(sandbox, value):
 def test_tests_see_arguments_that_the_candidate_changed(sandbox):
     tests = "items = [3, 1, 2]\nassert order(items) is None\nassert items == [1, 2, 3]"
     assert verdict(sandbox, "def order(items): items.sort()", tests).passed
+    words = "items = ['b', 'a']\norder(items)\nassert items == ['a', 'b']"
+    assert verdict(sandbox, "def order(items): items.sort()", words).passed
     assert verdict(sandbox, "def order(items): items = sorted(items)", tests).kind == "assertion"
 
 

@@ -2,8 +2,6 @@
 
 import os
 import re
-import shutil
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -118,6 +116,8 @@ def available(language: str) -> bool:
 
 def tools(language: str) -> dict[str, str]:
     """The absolute paths of a tool-chain's programs; empty when one is missing."""
+    import shutil  # not above: the worker imports this module, and every fork pays for what it imports
+
     if language not in LANGUAGES:
         return {}
     found = {tool: shutil.which(tool) for tool in LANGUAGES[language].tools}
@@ -139,5 +139,7 @@ def folders(paths: dict[str, str]) -> Iterator[str]:
 
 def _rust_home(rustc: str) -> str:
     """Where the compiler itself lives: the command may be rustup's, which needs the user's home folder."""
+    import subprocess
+
     done = subprocess.run([rustc, "--print", "sysroot"], capture_output=True, text=True, check=False)
     return done.stdout.strip()

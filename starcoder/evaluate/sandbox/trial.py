@@ -353,7 +353,7 @@ class _Answers:
         """The answer to one question."""
         match question:
             case ["call", int(number), args, kwargs]:
-                return self._call(self._lent[number], self._in(args), self._in(kwargs))
+                return self._call(self._lent[number], args, self._in(kwargs))
             case ["get", int(number), str(name)]:
                 return getattr(self._lent[number], name)
             case ["set", int(number), str(name), value]:
@@ -378,11 +378,17 @@ class _Answers:
                 return nonce
         raise AssertionError(question)
 
-    def _call(self, function: object, args: object, kwargs: object) -> tuple[object, dict[int, object]]:
-        assert isinstance(args, tuple) and isinstance(kwargs, dict) and callable(function)
-        before = {i: encode(arg, self.lend) for i, arg in enumerate(args) if is_mutable(arg)}
+    def _call(self, function: object, form: object, kwargs: object) -> tuple[object, dict[int, object]]:
+        """The function's answer, and the mutable arguments that differ from what was sent."""
+        args = self._in(form)
+        assert isinstance(form, dict) and isinstance(args, tuple), "arguments travel as a tuple"
+        assert isinstance(kwargs, dict) and callable(function)
         value = function(*args, **kwargs)
-        changed = {i: args[i] for i, form in before.items() if encode(args[i], self.lend) != form}
+        changed = {
+            index: arg
+            for index, (arg, sent) in enumerate(zip(args, form["v"], strict=True))
+            if is_mutable(arg) and encode(arg, self.lend) != sent
+        }
         return value, changed
 
     def _in(self, form: object) -> object:

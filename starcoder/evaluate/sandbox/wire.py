@@ -7,7 +7,7 @@ side by a number. What is read can be wrong but never runs code: no pickle, no m
 import json
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from decimal import Decimal
 from fractions import Fraction
 
@@ -15,6 +15,7 @@ _LENGTH = struct.Struct("<I")
 _MOST_BYTES = 256 << 20
 _SMALL = 1 << 62  # larger ones would be parsed digit by digit
 _SAME_IN_JSON = frozenset({type(None), bool, float, str})
+_LEAVES = _SAME_IN_JSON | {int}
 _BASES: tuple[type, ...] = (
     bool, int, float, complex, str, bytes, bytearray, list, tuple, set, frozenset, dict, Decimal, Fraction,
 )  # fmt: skip
@@ -68,8 +69,10 @@ def encode(value: object, lend: Callable[[object], object]) -> object:
         case int() if kind is int:
             return value if -_SMALL < value < _SMALL else {"t": "int", "v": hex(value)}
         case list() if kind is list:
-            if all(type(item) in _SAME_IN_JSON for item in value):
+            if _is_flat(value):
                 return value
+            if all(type(item) is tuple and _is_flat(item) for item in value):
+                return {"t": "tuples", "v": value}  # JSON writes them as lists, and large answers stay fast
             return [encode(item, lend) for item in value]
         case tuple() | set() | frozenset() if kind in _BASES:
             return {"t": kind.__name__, "v": [encode(item, lend) for item in value]}
@@ -98,7 +101,7 @@ def decode(form: object, borrow: Callable[[int], object]) -> object:
         ValueError, TypeError, KeyError, AttributeError, ArithmeticError: `form` is not what `encode` makes.
     """
     if isinstance(form, list):
-        return [decode(item, borrow) for item in form]
+        return [item if type(item) in _LEAVES else decode(item, borrow) for item in form]
     if not isinstance(form, dict):
         return form
     content = form["v"]
@@ -107,6 +110,8 @@ def decode(form: object, borrow: Callable[[int], object]) -> object:
             return int(content, 16)
         case "tuple":
             return tuple(decode(item, borrow) for item in content)
+        case "tuples":
+            return [tuple(item) for item in content]
         case "set":
             return {decode(item, borrow) for item in content}
         case "frozenset":
@@ -131,6 +136,12 @@ def decode(form: object, borrow: Callable[[int], object]) -> object:
         case "lent":
             return borrow(int(content))
     raise ValueError("no such type")
+
+
+def _is_flat(items: Iterable[object]) -> bool:
+    return all(
+        type(item) in _SAME_IN_JSON or (type(item) is int and -_SMALL < item < _SMALL) for item in items
+    )
 
 
 def update(old: object, new: object) -> None:
