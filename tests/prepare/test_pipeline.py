@@ -354,3 +354,14 @@ def test_secrets_of_messages_and_issues_are_not_even_in_unfinished_work(reposito
     assert (figures["kinds"]["issue"]["documents"], figures["kinds"]["commit"]["documents"]) == (1, 2)
     assert sum(figures["masked"].values()) == 2
     assert not any(secret in row["content"] for row in read_rows(tmp_path / "out"))
+
+
+def test_the_trainer_reads_the_folder_with_its_splits(tree, tmp_path):
+    from starcoder.train.sources import SourceSettings, read
+
+    settings = PrepareSettings(inputs=(str(tree),), validation_share=0.3, family="starcoder", pack_tokens=64)
+    figures = prepare(settings, tmp_path / "out")
+    sources = read(SourceSettings(data=str(tmp_path / "out")))
+    splits = {name: sums["documents"] for name, sums in figures["splits"].items()}
+    assert {"train": sources.num_documents, "validation": len(sources.validation)} == splits
+    assert sources.shape.columns == ("content",)
