@@ -135,6 +135,10 @@ class Dropped:
     suffix: int = 0  # from its end
     prefix: int = 0  # from its start
 
+    @property
+    def total(self) -> int:
+        return self.context + self.suffix + self.prefix
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prompt:

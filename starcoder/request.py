@@ -12,7 +12,16 @@ from starcoder.errors import RequestError
 Layout = Literal["auto", "psm", "spm"]
 FinishReason = Literal["eos", "stop", "length", "deadline", "abort"]
 StopAt = Literal["line", "block", "function", "indent"]
+GrammarKind = Literal["json_schema", "regex", "gbnf", "lark"]
 HygieneRule = Literal["auto", "loop", "prefix", "suffix", "brackets", "blank"]
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """What a completion must follow from its first character to its last."""
+
+    kind: GrammarKind
+    text: str  # a JSON schema, a regular expression, or a grammar in the notation of `kind`
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,6 +46,7 @@ class SamplingParams:
     logprobs: int | None = None  # None: off; k: the chosen token's and the k best
     deadline_ms: float | None = None  # counted from when the engine took the request
     deadline_at: Literal["token", "line"] = "token"  # line: late text ends at its last whole line, if any
+    grammar: Grammar | None = None  # needs the extra `structured`
 
     def __post_init__(self) -> None:
         def need(holds: bool, field: str, expected: str) -> None:
@@ -59,6 +69,11 @@ class SamplingParams:
         need(self.stop_at is None or self.stop_at in scopes, "stop_at", f"one of {', '.join(scopes)}")
         need(self.min_indent is None or self.min_indent >= 0, "min_indent", "0 or more")
         need(self.max_lines is None or self.max_lines >= 1, "max_lines", "at least 1")
+        need(
+            self.grammar is None or not self.ignore_eos,
+            "ignore_eos",
+            "False beside a grammar, which ends by it",
+        )
         need(self.deadline_at in ("token", "line"), "deadline_at", "token or line")
 
 
@@ -109,6 +124,7 @@ class Usage:
 
     prompt_tokens: int
     cached_tokens: int  # of the prompt, from the prefix cache; all of them: the model did not run at all
+    dropped_characters: int = 0  # of prefix, suffix and other files, for which the context had no room
     queue_ms: float
     prefill_ms: float  # from leaving the queue to the first token
     decode_ms: float

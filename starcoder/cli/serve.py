@@ -43,6 +43,8 @@ class ServeOptions:
     """A web origin whose pages may ask, or *; may be given several times."""
     drain_s: int = 60
     """Seconds that running requests get after a signal to stop."""
+    prepare: Annotated[bool, Parameter(negative="--no-prepare")] = True
+    """While idle, complete what an editing session asks next if its last completion is accepted."""
     verbose: Annotated[bool, Parameter(alias="-v", show_default=False)] = False
     """Log events on stderr; never a prompt."""
     config: Path | None = None
@@ -96,7 +98,9 @@ def run(*, options: ServeOptions = ServeOptions(), model: ModelOptions = ModelOp
         quantize=model.quantize,
         threads=model.threads,
         settings=EngineSettings(
-            max_sequences=options.max_sequences, max_queue=options.max_queue + options.max_sequences
+            max_sequences=options.max_sequences,
+            max_queue=options.max_queue + options.max_sequences,
+            prepare=options.prepare,
         ),
     )
     folder = checkpoint.resolve(model.model)

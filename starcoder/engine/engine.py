@@ -6,6 +6,7 @@ One step is: schedule, run, sample, hand out what came. It never waits and never
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from secrets import randbits
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 from starcoder.engine import scheduler
 from starcoder.engine.blocks import Pool
 from starcoder.engine.cache import Cache, bytes_per_token, default_cache_bytes
+from starcoder.engine.constraint import Grammars
 from starcoder.engine.live import LiveRequest, Sample
 from starcoder.engine.native import NativeRunner
 from starcoder.engine.runner import Runner
@@ -21,7 +23,7 @@ from starcoder.engine.scheduler import Scheduler, Segment
 from starcoder.engine.session import Answer, Plan, Sessions
 from starcoder.engine.speculate import Cost, Drafts
 from starcoder.engine.stopping import Stopper, Surroundings
-from starcoder.errors import ConfigError, RequestError
+from starcoder.errors import CapacityError, ConfigError, RequestError
 from starcoder.model import Transformer
 from starcoder.prompts import build
 from starcoder.request import Chunk, CompletionRequest, FinishReason, Usage
@@ -40,6 +42,7 @@ class EngineSettings:
     max_sequences: int = 64  # that run at the same time
     max_queue: int = 1024  # that wait; more are a CapacityError
     max_sessions: int = 256  # whose last request is remembered
+    prepare: bool = False  # while idle, complete what a session will ask if its last answer is accepted
     speculate: int = 0  # most tokens of a draft, for greedy requests; 0 is off
 
     def __post_init__(self) -> None:
@@ -69,6 +72,8 @@ class EngineStats:
     generated_tokens: int
     drafted_tokens: int
     accepted_tokens: int  # of those drafted
+    num_repeated: int  # requests of sessions that were answered without the model
+    num_sessions: int  # that are remembered
 
 
 class Engine:
@@ -110,6 +115,10 @@ class Engine:
         self._live: dict[str, LiveRequest] = {}
         self._samples: dict[scheduler.Sequence, Sample] = {}
         self._sessions = Sessions(settings.max_sessions)
+        self._grammars = Grammars(tokenizer)
+        self._prepares, self._to_prepare = settings.prepare, ""  # the session whose next request may be begun
+        self._preparing: LiveRequest | None = None  # what nobody has asked yet
+        self._num_repeated = 0
         self._repeated: list[Chunk] = []  # whole answers that need no model, for the next `_advance`
         self._outbox: list[Chunk] = []  # for the next `step`
         self._mail: dict[str, deque[Chunk]] = {}  # for requests that `generate` added
@@ -120,7 +129,7 @@ class Engine:
     @property
     def is_idle(self) -> bool:
         """Whether `step` has nothing to do and nothing to return."""
-        return not self._live and not self._outbox and not self._repeated
+        return not (self._live or self._outbox or self._repeated or self._to_prepare)
 
     @property
     def context_length(self) -> int:
@@ -143,6 +152,8 @@ class Engine:
             generated_tokens=self._num_generated,
             drafted_tokens=self._num_drafted,
             accepted_tokens=self._num_accepted,
+            num_repeated=self._num_repeated,
+            num_sessions=len(self._sessions),
         )
 
     def add(self, request: CompletionRequest) -> str:
@@ -152,9 +163,11 @@ class Engine:
         finish reason, and all prompt tokens count as cached.
 
         Raises:
-            RequestError: it can never be served: an empty prompt, or too many tokens.
+            RequestError: it can never be served: an empty prompt, too many tokens, or a broken grammar.
+            ConfigError: it needs an extra that is not installed.
             CapacityError: the queue is full now.
         """
+        self._end_preparing()
         params = request.sampling
         if params.max_tokens >= self._max_tokens:
             raise RequestError(
@@ -165,12 +178,19 @@ class Engine:
         answer = self._sessions.typed_through(plan)
         if answer is not None:
             return self._repeat(answer, plan)
+        return self._begin(request, plan).id
+
+    def _begin(self, request: CompletionRequest, plan: Plan) -> LiveRequest:
+        """Queue a request as planned. Raises: RequestError, ConfigError, CapacityError: as `add`."""
+        params = request.sampling
         prompt = build(plan.request, self._tokenizer, budget=self._max_tokens - params.max_tokens)
         if not all(0 <= token < self._vocab_size for token in prompt.tokens):
             raise RequestError(
                 f"the prompt has a token outside the vocabulary of {self._vocab_size}",
                 "is the tokenizer of the same checkpoint as the weights?",
             )
+        if params.grammar is not None:
+            self._grammars.constraint(params.grammar)  # what is wrong with it must show now
         self._num_added += 1
         seed = randbits(63) if params.seed is None else params.seed
         live = LiveRequest(
@@ -189,11 +209,12 @@ class Engine:
         self._sessions.asked(plan)
         self._live[live.id] = live
         self._join(live, sequence, 0)
-        return live.id
+        return live
 
     def _repeat(self, answer: Answer, plan: Plan) -> str:
         """Answer without the model: the user has typed what the session's last completion said."""
         assert plan.request.session is not None, "only sessions have answers"
+        self._num_repeated += 1
         self._abort_session(plan.request.session)
         self._sessions.asked(plan)
         self._num_added += 1
@@ -211,6 +232,7 @@ class Engine:
             trimmed=answer.trimmed,
         )
         self._repeated.append(chunk)
+        self._plan_ahead(plan.request.session)
         return chunk.request_id
 
     def abort(self, request_id: str) -> None:
@@ -268,6 +290,7 @@ class Engine:
             self._mail.get(chunk.request_id, self._outbox).append(chunk)
         self._repeated.clear()
         self._end_overdue()
+        self._prepare()
         self._draft()
         segments = self._scheduler.schedule()
         if not segments:
@@ -351,6 +374,8 @@ class Engine:
         )
         stopper = Stopper(params, self._tokenizer.stream(), end_ids=prompt.end_ids, around=around)
         draw = Draw(params, live.seed, index)
+        if params.grammar is not None:
+            draw.constraint = self._grammars.constraint(params.grammar)
         drafts = Drafts(self._speculate, self._draft_cost) if self._speculate and draw.is_greedy else None
         joined = Sample(live, sequence, stopper, draw, drafts)
         live.samples.append(joined)
@@ -366,12 +391,19 @@ class Engine:
 
     def _send(self, chunk: Chunk, one: Sample) -> None:
         """Hand a chunk to whoever waits for it; after a last one the sample is gone."""
-        self._mail.get(chunk.request_id, self._outbox).append(chunk)
+        is_prepared = one.request is self._preparing
+        if not is_prepared:
+            self._mail.get(chunk.request_id, self._outbox).append(chunk)
         one.text += chunk.text
         if chunk.finish_reason is None:
             return
         if chunk.finish_reason != "abort":
-            self._sessions.answered(one.answer(chunk))
+            answer = one.answer(chunk)
+            if is_prepared:
+                self._sessions.prepared(answer)
+            else:
+                self._sessions.answered(answer)
+                self._plan_ahead(one.request.request.session)
         self._scheduler.remove(one.sequence)
         del self._samples[one.sequence]
         one.request.samples.remove(one)
@@ -386,6 +418,27 @@ class Engine:
         live.num_unborn = 0
         for one in list(live.samples):
             self._send(one.end(reason, now), one)
+
+    def _plan_ahead(self, session: str | None) -> None:
+        if self._prepares and session is not None:
+            self._to_prepare = session
+
+    def _prepare(self) -> None:
+        """When nothing else is to do, begin what a session asks next if its user accepts the last answer."""
+        if not self._to_prepare or self._live:
+            return
+        plan = self._sessions.upcoming(self._to_prepare)
+        self._to_prepare = ""
+        if plan is not None:
+            with suppress(RequestError, CapacityError):  # such as a context that is full: then not
+                self._preparing = self._begin(plan.request, plan)
+
+    def _end_preparing(self) -> None:
+        """Give way to what is really asked."""
+        live, self._to_prepare = self._preparing, ""
+        if live is not None and live.id in self._live:
+            self._end(live, "abort")
+        self._preparing = None
 
     def _end_overdue(self) -> None:
         overdue = [live for live in self._live.values() if live.deadline is not None]

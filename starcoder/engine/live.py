@@ -76,6 +76,7 @@ class Sample:
         return Usage(
             prompt_tokens=len(live.prompt.tokens),
             cached_tokens=self.sequence.num_cached,
+            dropped_characters=live.prompt.dropped.total,
             queue_ms=1000 * (started - live.added_at),
             prefill_ms=1000 * (first - started),
             decode_ms=1000 * (now - first),

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from starcoder.engine.constraint import Constraint
 from starcoder.request import SamplingParams
 
 _GREEDY = 1e-5  # temperatures up to here draw the best token; below, logits / temperature would overflow
@@ -28,6 +29,7 @@ class Draw:
     num_drawn: int = 0
     counts_V: Tensor | None = None  # how often each token was generated
     seen_V: Tensor | None = None  # whether each token is in the prompt or was generated
+    constraint: Constraint | None = None  # what a grammar allows next
 
     @property
     def has_penalties(self) -> bool:
@@ -37,7 +39,7 @@ class Draw:
     @property
     def is_greedy(self) -> bool:
         """Whether the best token of the model's own distribution is always drawn."""
-        return self.params.temperature <= _GREEDY and not self.has_penalties
+        return self.params.temperature <= _GREEDY and not self.has_penalties and self.constraint is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +59,13 @@ def sample(logits_BV: Tensor, draws: Sequence[Draw], tokens: Sequence[Sequence[i
     wanted = [row for row, draw in enumerate(draws) if draw.params.logprobs is not None]
     logprobs_BV = logits_BV[wanted].float().log_softmax(-1) if wanted else None
     penalized = [row for row, draw in enumerate(draws) if draw.has_penalties]
-    if penalized:
+    constrained = [(row, draw.constraint) for row, draw in enumerate(draws) if draw.constraint is not None]
+    if penalized or constrained:
         logits_BV = logits_BV.clone()
-        for row in penalized:
-            logits_BV[row] = _penalize(logits_BV[row], draws[row], tokens[row])
+    for row in penalized:
+        logits_BV[row] = _penalize(logits_BV[row], draws[row], tokens[row])
+    for row, constraint in constrained:
+        logits_BV[row] = constraint.allowed(logits_BV[row])
     drawn_B = logits_BV.argmax(-1)
     noisy = [row for row, draw in enumerate(draws) if draw.params.temperature > _GREEDY]
     if noisy:
@@ -70,6 +75,8 @@ def sample(logits_BV: Tensor, draws: Sequence[Draw], tokens: Sequence[Sequence[i
     for draw in draws:
         draw.num_drawn += 1
     result = [Drawn(token) for token in drawn_B.tolist()]
+    for row, constraint in constrained:
+        constraint.accept(result[row].token)
     if logprobs_BV is not None:
         _add_logprobs(result, wanted, logprobs_BV, [draws[row].params.logprobs or 0 for row in wanted])
     return result

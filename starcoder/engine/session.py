@@ -43,6 +43,7 @@ class Answer:
 class _Session:
     plan: Plan
     answer: Answer | None = None
+    prepared: Answer | None = None  # to what will be asked if the user accepts `answer`
 
 
 class Sessions:
@@ -51,6 +52,9 @@ class Sessions:
     def __init__(self, max_sessions: int):
         self._max_sessions = max_sessions
         self._sessions: OrderedDict[str, _Session] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._sessions)
 
     def plan(self, request: CompletionRequest) -> Plan:
         """How to ask the model so that its prompt begins as the session's last one; remembers nothing.
@@ -87,20 +91,45 @@ class Sessions:
         """Remember what a request was answered."""
         session = self._sessions.get(answer.plan.request.session or "")
         if session is not None:
-            session.answer = answer
+            session.answer, session.prepared = answer, None
+
+    def upcoming(self, name: str) -> Plan | None:
+        """What a session will ask if its user accepts the last answer; None: there is nothing to accept."""
+        session = self._sessions.get(name)
+        last = session.answer if session is not None else None
+        if last is None or last.plan.inserted or not last.text or not _can_repeat(last.plan.request):
+            return None  # what the editor inserted stands in the way of the text that was accepted
+        request = last.plan.request
+        return replace(last.plan, request=replace(request, prefix=request.prefix + last.text))
+
+    def prepared(self, answer: Answer) -> None:
+        """Remember the answer to what was upcoming."""
+        session = self._sessions.get(answer.plan.request.session or "")
+        if session is not None:
+            session.prepared = answer
 
     def typed_through(self, plan: Plan) -> Answer | None:
         """What is left of the last answer, if the user has typed its beginning and changed nothing else.
 
         A text drawn at random is not repeated for a request that is the same: that asks for another one.
+        What was prepared becomes the last answer once the user has accepted the one before.
         """
+        session = self._sessions.get(plan.request.session or "")
+        if session is None:
+            return None
+        prepared = self._rest(session.prepared, plan, is_new=True)
+        if prepared is not None and session.prepared is not None:
+            self.answered(session.prepared)
+            return prepared
+        return self._rest(session.answer, plan, is_new=False)
+
+    def _rest(self, last: Answer | None, plan: Plan, *, is_new: bool) -> Answer | None:
+        """`last` less what was typed of it; `is_new`: nobody has seen it."""
         request = plan.request
-        session = self._sessions.get(request.session or "")
-        last = session.answer if session is not None else None
         if last is None or not _can_repeat(request) or not _same_but_for_typing(last.plan, plan):
             return None
         typed = request.prefix[len(last.plan.request.prefix) :]
-        if not last.text.startswith(typed) or not (typed or request.sampling.temperature == 0):
+        if not last.text.startswith(typed) or not (typed or is_new or request.sampling.temperature == 0):
             return None
         text, trimmed = last.text[len(typed) :], last.trimmed
         if plan.inserted != last.plan.inserted:

@@ -113,9 +113,11 @@ def _headers(samples: Sequence[Sequence[Completion]]) -> dict[str, str]:
     num_tokens = sum(len(one.tokens) for group in samples for one in group)
     queue_ms, prefill_ms = max(u.queue_ms for u in first), max(u.prefill_ms for u in first)
     decode_ms = max(one.usage.decode_ms for group in samples for one in group)
+    dropped = sum(u.dropped_characters for u in first)
     trimmed = sorted({rule for group in samples for one in group for rule in one.trimmed})
     return {
         **({"x-starcoder-trimmed": ", ".join(trimmed)} if trimmed else {}),
+        **({"x-dropped-characters": str(dropped)} if dropped else {}),
         "x-prompt-tokens": str(sum(u.prompt_tokens for u in first)),
         "x-cached-tokens": str(sum(u.cached_tokens for u in first)),
         "x-generated-tokens": str(num_tokens),

@@ -1,153 +1,21 @@
-"""Chat: OpenAI's `/v1/chat/completions`, and the templates that turn messages into a prompt.
+"""Chat: OpenAI's `/v1/chat/completions`. Limits: text only."""
 
-A checkpoint's own template comes first: `chat_template` (jinja, sandboxed) or StarChat's
-`dialogue_template.json`. Text of a message can never become a special token. Limits: text only, and no
-tools yet.
-"""
-
-import json
-import re
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any
 
 from pydantic import AliasChoices, BeforeValidator, Field
 
-from starcoder.errors import ConfigError, StarcoderError
+from starcoder.errors import StarcoderError
 from starcoder.request import Chunk, Completion, CompletionRequest, TokenLogprob, Usage
 from starcoder.server import openai
 from starcoder.server.exchange import Facts, Json, Refusal
 from starcoder.server.fields import Body, Common, at_most
 from starcoder.server.sse import sse
-
-if TYPE_CHECKING:
-    from starcoder.tokenizer import Tokenizer
-
-Turns = Sequence[dict[str, str]]  # role, content
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Dialogue:
-    """StarChat's template: tokens around each turn. Source: the keys of a `dialogue_template.json`."""
-
-    system: str = ""
-    system_token: str = "<|system|>"
-    user_token: str = "<|user|>"
-    assistant_token: str = "<|assistant|>"
-    end_token: str = "<|end|>"
-
-    def render(self, turns: Turns) -> str:
-        """The prompt up to where the assistant begins; training had a line end after its token."""
-        first = turns[0]["content"] if turns and turns[0]["role"] == "system" else self.system
-        rest = [turn for turn in turns if turn["role"] != "system"]
-        tokens = {"user": self.user_token, "assistant": self.assistant_token}
-        said = [(self.system_token, first)]
-        said += [(tokens.get(turn["role"], self.user_token), turn["content"]) for turn in rest]
-        return "".join(f"{token}\n{text}{self.end_token}\n" for token, text in said) + (
-            f"{self.assistant_token}\n"
-        )
-
-
-# Source: bigcode-project/starcoder: chat/dialogues.py; the texts are part of what was trained.
-DIALOGUES = {
-    "no_system": Dialogue(),
-    "default": Dialogue(
-        system="Below is a dialogue between a human user and an AI assistant. The assistant is happy to help "
-        "with almost anything, and will do its best to understand exactly what is needed."
-    ),
-    "alpaca": Dialogue(
-        system="Below is an instruction that describes a task. Write a response that appropriately completes "
-        "the request.",
-        user_token="### Instruction:",
-        assistant_token="### Response:",
-    ),
-}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ChatFormat:
-    """How messages become a prompt, and what ends an answer."""
-
-    render: Callable[[Turns], str]  # raises Refusal: the template refuses the messages
-    source: str  # the template as `/props` shows it
-    stop: tuple[str, ...] = ()
-
-    @classmethod
-    def find(cls, name: str | None, folder: Path, tokenizer: "Tokenizer") -> "ChatFormat | None":
-        """By name or path of a jinja file; None takes what the checkpoint has, if anything.
-
-        Raises:
-            ConfigError: no such template, or not a valid one.
-        """
-        own = folder / "dialogue_template.json"
-        if name in DIALOGUES:
-            return cls.of_dialogue(DIALOGUES[name], tokenizer)
-        if name is not None:
-            try:
-                return cls.of_jinja(Path(name).read_text("utf-8"), tokenizer)
-            except (OSError, UnicodeDecodeError):
-                raise ConfigError(
-                    f"there is no chat template {name!r}",
-                    f"give a jinja file, or one of {', '.join(DIALOGUES)}",
-                ) from None
-        if own.is_file():
-            return cls.of_dialogue(_read_dialogue(own), tokenizer)
-        return cls.of_jinja(tokenizer.chat_template, tokenizer) if tokenizer.chat_template else None
-
-    @classmethod
-    def of_dialogue(cls, dialogue: Dialogue, tokenizer: "Tokenizer") -> "ChatFormat":
-        texts = (dialogue.end_token, dialogue.user_token)
-        is_token = [len(tokenizer.encode_with_special(text)) == 1 for text in texts]
-        stop = tuple(text for text, one in zip(texts, is_token, strict=True) if not one)
-        return cls(render=dialogue.render, source=dialogue.render(()), stop=stop)
-
-    @classmethod
-    def of_jinja(cls, source: str, tokenizer: "Tokenizer") -> "ChatFormat":
-        """Raises: ConfigError: the template is not valid."""
-        from jinja2 import TemplateError
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-        def refuse(message: str) -> None:
-            raise Refusal(f"the chat template refuses: {message}")
-
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-        environment.globals["raise_exception"] = refuse
-        environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-        environment.filters["tojson"] = lambda value: json.dumps(value, ensure_ascii=False)
-        try:
-            template = environment.from_string(source)
-        except TemplateError as error:
-            raise ConfigError(f"the chat template is not valid: {error}", "choose another one") from None
-        end = tokenizer.token_text(tokenizer.sentinels.eos)
-
-        def render(turns: Turns) -> str:
-            try:
-                return template.render(
-                    messages=[dict(turn) for turn in turns],
-                    add_generation_prompt=True,
-                    bos_token=end,
-                    eos_token=end,
-                )
-            except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
-                raise Refusal(f"the chat template cannot show these messages: {error}") from None
-
-        return cls(render=render, source=source)
-
-
-def _read_dialogue(path: Path) -> Dialogue:
-    """Raises: ConfigError: not a dialogue template."""
-    names = ("system", "system_token", "user_token", "assistant_token", "end_token")
-    try:
-        found = json.loads(path.read_text("utf-8"))
-        return Dialogue(**{name: str(found[name]) for name in names if found.get(name) is not None})
-    except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise ConfigError(
-            f"{str(path)!r} is no dialogue template: {error}", "choose --chat-template"
-        ) from None
+from starcoder.server.templates import INSTRUCT_MODELS, Turns, base_model, encode
+from starcoder.server.tools import Tools, instructed, spoken
 
 
 def _joined(content: object) -> object:
@@ -160,6 +28,7 @@ def _joined(content: object) -> object:
 class Message(Body):
     role: str
     content: Annotated[str, BeforeValidator(_joined)] = ""
+    tool_calls: tuple[Any, ...] = ()
 
 
 class ChatBody(Common):
@@ -174,6 +43,7 @@ class ChatBody(Common):
     logprobs: bool = False
     top_logprobs: int | None = None
     tools: tuple[Any, ...] = ()
+    tool_choice: dict[str, Any] | str | None = None
     stream: bool = False
     stream_options: openai.StreamOptions = openai.StreamOptions()
 
@@ -184,8 +54,17 @@ def read(data: object, facts: Facts) -> "ChatExchange":
     at_most(max(1, body.n), "choices")
     wanted = facts.default_max_tokens if body.max_tokens is None else body.max_tokens
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    request = ask(body, [turn.model_dump() for turn in body.messages], facts, wanted, body.n, logprobs)
-    return ChatExchange([request], body.stream, facts, body.stream_options.include_usage)
+    turns = [spoken(turn.model_dump()) for turn in body.messages]
+    tools = Tools.read(body.tools, body.tool_choice)
+    if tools is not None:
+        turns = instructed(turns, tools) if turns else turns
+    request = ask(body, turns, facts, wanted, body.n, logprobs)
+    if tools is not None and request.sampling.grammar is not None:
+        raise Refusal("`tools` and a form of the answer exclude each other", "send one of the two")
+    if tools is not None:
+        sampling = replace(request.sampling, grammar=tools.grammar(), ignore_eos=False)
+        request = replace(request, sampling=sampling)
+    return ChatExchange([request], body.stream, facts, body.stream_options.include_usage, tools)
 
 
 def ask(
@@ -195,9 +74,8 @@ def ask(
     chat = facts.chat
     if chat is None:
         raise Refusal(
-            f"{facts.model} is a base model: it completes code and has no chat template",
-            "serve an instruct model, such as HuggingFaceH4/starchat-beta or "
-            "bigcode/starcoder2-15b-instruct-v0.1, or choose --chat-template",
+            base_model(facts.model),
+            f"serve an instruct model, such as {INSTRUCT_MODELS}, or choose --chat-template",
         )
     if not turns:
         raise Refusal("`messages` is empty", "send at least one")
@@ -205,28 +83,6 @@ def ask(
         max_tokens=max_tokens, n=n, logprobs=logprobs
     )
     return body.encoded(encode(turns, chat, facts.tokenizer), params)
-
-
-# Private-use characters that stand for special tokens spelled in a message while the template runs.
-_MARK = "\ue000\ue001\ue000"
-
-
-def encode(turns: Turns, chat: ChatFormat, tokenizer: "Tokenizer") -> list[int]:
-    """Ids of the messages in their template. What spells a special token in a message stays plain text."""
-    special = re.compile("|".join(map(re.escape, sorted(tokenizer.special_texts, key=len, reverse=True))))
-    spelled: list[str] = []
-
-    def hide(match: re.Match[str]) -> str:
-        spelled.append(match.group())
-        return f"{_MARK}{len(spelled) - 1}{_MARK}"
-
-    hidden = [
-        {name: special.sub(hide, text.replace(_MARK, "")) for name, text in turn.items()} for turn in turns
-    ]
-    ids: list[int] = []
-    for at, piece in enumerate(chat.render(hidden).split(_MARK)):
-        ids += tokenizer.encode(spelled[int(piece)]) if at % 2 else tokenizer.encode_with_special(piece)
-    return ids
 
 
 @dataclass
@@ -237,38 +93,49 @@ class ChatExchange:
     is_stream: bool
     facts: Facts
     has_usage_chunk: bool = False
+    tools: Tools | None = None
     media_type: str = "text/event-stream"
     id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4()}")
     created: int = field(default_factory=lambda: int(time.time()))
     _usage: Usage | None = None
     _num_tokens: int = 0
     _begun: set[int] = field(default_factory=set)
+    _held: dict[int, str] = field(default_factory=dict)  # what may become a call, of each choice
+    _free: set[int] = field(default_factory=set)  # choices that are plain text
 
     def whole(self, samples: Sequence[Sequence[Completion]]) -> Json:
-        choices = [
-            {
-                "index": one.index,
-                "message": {"role": "assistant", "content": one.text},
-                "logprobs": self._logprobs(one.logprobs),
-                "finish_reason": openai.FINISH[one.finish_reason],
-            }
-            for one in samples[0]
-        ]
+        choices = [self._choice(one) for one in samples[0]]
         self._num_tokens = sum(len(one.tokens) for one in samples[0])
         self._usage = samples[0][0].usage
         return self._head("chat.completion") | {"choices": choices} | self._costs()
 
+    def _choice(self, one: Completion) -> dict[str, Any]:
+        call = self.tools.call(one.text) if self.tools is not None else None
+        message: dict[str, Any] = {"role": "assistant", "content": one.text}
+        if call is not None:
+            message |= {"content": None, "tool_calls": [call]}
+        return {
+            "index": one.index,
+            "message": message,
+            "logprobs": self._logprobs(one.logprobs),
+            "finish_reason": openai.FINISH[one.finish_reason] if call is None else "tool_calls",
+        }
+
     def events(self, position: int, chunk: Chunk) -> Iterator[str]:
         self._num_tokens += len(chunk.tokens)
         self._usage = chunk.usage or self._usage
-        delta: dict[str, str] = {}
+        delta: dict[str, Any] = {}
         if chunk.index not in self._begun:
             self._begun.add(chunk.index)
             delta["role"] = "assistant"
             delta["content"] = ""
-        if chunk.text:
-            delta["content"] = chunk.text
+        text, call = self._sorted(chunk)
+        if text:
+            delta["content"] = text
         finish = None if chunk.finish_reason is None else openai.FINISH[chunk.finish_reason]
+        if call is not None:
+            delta["tool_calls"] = [{"index": 0, **call}]
+            finish = "tool_calls"
         if delta or finish or chunk.logprobs:
             choice = {
                 "index": chunk.index,
@@ -278,6 +145,21 @@ class ChatExchange:
             }
             usage = {"usage": None} if self.has_usage_chunk else {}
             yield sse(self._head("chat.completion.chunk") | {"choices": [choice]} | usage)
+
+    def _sorted(self, chunk: Chunk) -> tuple[str, dict[str, Any] | None]:
+        """What of a chunk is text for the client, and the call that it completes: a call comes whole."""
+        if self.tools is None:
+            return chunk.text, None
+        held = self._held.pop(chunk.index, "") + chunk.text
+        if held and not held.startswith("{"):
+            self._free.add(chunk.index)
+        if chunk.index in self._free:
+            return held, None
+        if chunk.finish_reason is None:
+            self._held[chunk.index] = held
+            return "", None
+        call = self.tools.call(held)
+        return ("", call) if call is not None else (held, None)
 
     def end(self) -> str:
         if not self.has_usage_chunk:

@@ -13,7 +13,7 @@ from starcoder.request import Chunk, Completion, CompletionRequest
 
 if TYPE_CHECKING:
     from starcoder.prepare.attribution import Index
-    from starcoder.server.chat import ChatFormat
+    from starcoder.server.templates import ChatFormat
     from starcoder.tokenizer import Tokenizer
 
 Json = dict[str, object] | list[object]

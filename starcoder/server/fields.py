@@ -4,13 +4,13 @@ pydantic stays in here and in the dialects; what leaves them is a `CompletionReq
 """
 
 from dataclasses import replace
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, ValidationError
 
 from starcoder.prompts import MARKER, split_marker
 from starcoder.request import CompletionRequest, ContextFile, HygieneRule, Layout, SamplingParams, StopAt
-from starcoder.server import rawprompt
+from starcoder.server import rawprompt, structure
 from starcoder.server.exchange import Facts, Refusal
 
 MAX_SAMPLES = 128  # of one HTTP request, prompts times n
@@ -58,10 +58,17 @@ class Body(BaseModel):
             raise Refusal(f"`{where}`: {first['msg']}", status=status) from None
 
 
+_AS_THEY_ARE = ("json_schema", "grammar", "format", "tools")  # in schemas null is a value
+
+
 def without_nulls(value: object) -> object:
     """The same JSON without keys whose value is null."""
     if isinstance(value, dict):
-        return {key: without_nulls(item) for key, item in value.items() if item is not None}
+        return {
+            key: item if key in _AS_THEY_ARE else without_nulls(item)
+            for key, item in value.items()
+            if item is not None
+        }
     if isinstance(value, list):
         return [without_nulls(item) for item in value]
     return value
@@ -97,21 +104,25 @@ class Common(Body):
     repo: str | None = None
     extras: tuple[File, ...] = Field(default=(), description="other files that the model is shown")
     attribution: StrictBool = Field(default=False, description="tell which spans stand in known files")
+    response_format: dict[str, Any] | None = Field(default=None, description="json_object, or a json_schema")
+    json_schema: dict[str, Any] | bool | None = Field(default=None, description="the text must follow it")
+    grammar: dict[str, Any] | str | None = Field(default=None, description="GBNF, or TGI's type and value")
     session: str | None = Field(default=None, description="the newest request of a session ends older ones")
     priority: int = Field(default=0, ge=-100, le=100)
 
     def params(self, *, max_tokens: int, n: int = 1, logprobs: int | None = None) -> SamplingParams:
-        """Raises: RequestError: a value out of its range."""
+        """Raises: RequestError, Refusal: a value out of its range, or no grammar."""
         temperature = self.temperature
         if temperature is None:
             temperature = 0.0 if n == 1 else 1.0  # equal samples help nobody
+        grammar = structure.wanted(self.response_format, self.json_schema, self.grammar)
         return SamplingParams(
             max_tokens=min(max_tokens, _MOST),
             temperature=temperature,
             top_p=1.0 if self.top_p is None else self.top_p or 1e-6,  # 0: only the most probable token
             top_k=min(max(self.top_k or 0, 0), _MOST),
             stop=self.stop,
-            ignore_eos=self.ignore_eos,
+            ignore_eos=self.ignore_eos and grammar is None,
             seed=None if self.seed is None or self.seed == -1 else self.seed % 2**63,
             n=n,
             logprobs=logprobs,
@@ -123,6 +134,7 @@ class Common(Body):
             max_lines=self.max_lines,
             deadline_ms=self.deadline_ms,
             deadline_at=self.deadline_at,
+            grammar=grammar,
         )
 
     def infill(self, prefix: str, suffix: str | None, params: SamplingParams) -> CompletionRequest:

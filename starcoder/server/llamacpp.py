@@ -1,7 +1,7 @@
 """llama.cpp's server: `/infill`, `/completion`, `/tokenize`, `/detokenize`, `/props`.
 
 What llama.vim and llama.vscode send and read. Accepted and without effect: `samplers`, `id_slot`,
-`cache_prompt` (the cache is always on), `t_max_prompt_ms`, `t_max_predict_ms`, `min_p`, grammars.
+`cache_prompt` (the cache is always on), `t_max_prompt_ms`, `t_max_predict_ms`, `min_p`.
 """
 
 from collections.abc import Iterator, Sequence

@@ -64,6 +64,7 @@ class Metrics:
         self._superseded = counter("superseded", "Samples that ended for a newer one of their session")
         self._prefilled = counter("prefilled_tokens", "Prompt tokens that were computed")
         self._cached = counter("cached_tokens", "Prompt tokens that came from the prefix cache")
+        self._dropped = counter("dropped_characters", "Text for which the context had no room")
         self._trimmed = counter("trimmed", "Samples that a hygiene rule took text away from", "rule")
         self._events = counter("completions", "What editors did with completions", "event")
         self._duration = histogram(
@@ -105,6 +106,7 @@ class Metrics:
         if chunk.index == 0:
             self._prefilled.inc(usage.prompt_tokens - usage.cached_tokens)
             self._cached.inc(usage.cached_tokens)
+            self._dropped.inc(usage.dropped_characters)
         self._prompt.observe(usage.prompt_tokens)
         self._limits.observe(request.sampling.max_tokens)
         self._queue.observe(usage.queue_ms / 1e3)
@@ -149,6 +151,10 @@ class _Engine(Collector):
             "preemptions": ("Sequences that gave their blocks back", stats.num_preemptions),
             "computed_tokens": ("Tokens that went through the network", stats.computed_tokens),
             "decoded_tokens": ("Tokens that were sampled", stats.generated_tokens),
+            "drafted_tokens": ("Tokens that were guessed and checked", stats.drafted_tokens),
+            "accepted_tokens": ("Guessed tokens that were right", stats.accepted_tokens),
+            "sessions": ("Editing sessions that are remembered", stats.num_sessions),
+            "typed_through": ("Requests of sessions answered without the model", stats.num_repeated),
             "healthy": ("Whether requests can be served", int(worker.trouble is None)),
         }
         for name, (text, value) in numbers.items():

@@ -1,6 +1,6 @@
 """Ollama's `/api/generate`, `/api/chat`, `/api/tags`, `/api/show`: newline-delimited JSON, nanoseconds.
 
-Streams unless told otherwise. Accepted and without effect: `system`, `template`, `context`, `format`,
+Streams unless told otherwise. Accepted and without effect: `system`, `template`, `context`,
 `keep_alive`, `images`.
 """
 
@@ -8,12 +8,13 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 from pydantic import AliasChoices, Field
 
 from starcoder.errors import CapacityError, StarcoderError
 from starcoder.request import Chunk, Completion, CompletionRequest, FinishReason, Usage
-from starcoder.server import chat
+from starcoder.server import chat, structure, tools
 from starcoder.server.exchange import Errors, Facts, Json, Refusal, told
 from starcoder.server.fields import Body, Common
 
@@ -42,6 +43,7 @@ class OllamaGenerateBody(Body):
     prompt: str = ""
     suffix: str | None = None
     options: Options = Options()
+    format: dict[str, Any] | str | None = None
     stream: bool = True
     raw: bool = False
 
@@ -52,6 +54,7 @@ class OllamaChatBody(Body):
     model: str = ""
     messages: tuple[chat.Message, ...] = ()
     options: Options = Options()
+    format: dict[str, Any] | str | None = None
     stream: bool = True
 
 
@@ -73,7 +76,7 @@ ERRORS = Errors(error)
 def read_generate(data: object, facts: Facts) -> "GenerateExchange":
     """Parse `/api/generate`. Raises: Refusal, RequestError: what is wrong with it."""
     body = OllamaGenerateBody.read(data)
-    options = body.options
+    options = _formed(body.options, body.format)
     if not body.prompt and not body.suffix:
         return GenerateExchange([], body.stream, facts)
     params = options.params(max_tokens=_max_tokens(options, facts))
@@ -91,9 +94,15 @@ def read_chat(data: object, facts: Facts) -> "GenerateExchange":
     body = OllamaChatBody.read(data)
     if not body.messages:
         return GenerateExchange([], body.stream, facts, is_chat=True)
-    turns = [message.model_dump() for message in body.messages]
-    request = chat.ask(body.options, turns, facts, _max_tokens(body.options, facts))
+    turns = [tools.spoken(message.model_dump()) for message in body.messages]
+    options = _formed(body.options, body.format)
+    request = chat.ask(options, turns, facts, _max_tokens(options, facts))
     return GenerateExchange([request], body.stream, facts, is_chat=True)
+
+
+def _formed(options: Options, format: dict[str, Any] | str | None) -> Options:
+    said = structure.of_ollama(format)
+    return options if said is None else options.model_copy(update={"response_format": said})
 
 
 def _max_tokens(options: Options, facts: Facts) -> int:

@@ -200,6 +200,7 @@ def timings(usages: Iterable[Usage]) -> dict[str, Any]:
     return {
         "prompt_n": sum(cost.prompt_tokens - cost.cached_tokens for cost in costs),
         "cache_n": sum(cost.cached_tokens for cost in costs),
+        "dropped_characters": sum(cost.dropped_characters for cost in costs),
         "queue_ms": max((cost.queue_ms for cost in costs), default=0.0),
         "prompt_ms": max((cost.prefill_ms for cost in costs), default=0.0),
         "predicted_ms": max((cost.decode_ms for cost in costs), default=0.0),

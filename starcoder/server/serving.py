@@ -12,10 +12,10 @@ from starcoder.engine.local import Model
 from starcoder.errors import ConfigError, StarcoderError
 from starcoder.prepare.attribution import Index
 from starcoder.server import app
-from starcoder.server.chat import ChatFormat
 from starcoder.server.exchange import Facts
 from starcoder.server.metrics import Metrics
 from starcoder.server.settings import ServerSettings
+from starcoder.server.templates import ChatFormat
 from starcoder.server.worker import Worker
 
 log = logging.getLogger(__name__)

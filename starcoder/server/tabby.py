@@ -3,6 +3,7 @@
 Its declarations and snippets become files of the prompt, least important first, in a stable order.
 """
 
+import os
 import platform
 import uuid
 from collections.abc import Iterator, Sequence
@@ -110,7 +111,7 @@ def health(facts: Facts) -> Json:
         "device": "cpu",
         "arch": platform.machine(),
         "cpu_info": platform.processor(),
-        "cpu_count": 0,
+        "cpu_count": os.cpu_count() or 1,
         "cuda_devices": [],
         "models": {"completion": {"local": {"model_id": facts.model}}},
         "version": {"build_date": "", "build_timestamp": "", "git_sha": "", "git_describe": __version__},

@@ -2,12 +2,13 @@
 
 Lenient by default: temperature 0 is greedy, top_p 1 is off, any number of stop strings, and these are cut
 from the text. With `tgi-strict` its own limits, messages and texts. Limits: no log-probabilities of the
-prompt, no grammars, watermarks or `typical_p` (accepted, without effect).
+prompt, no watermarks or `typical_p` (accepted, without effect).
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from secrets import randbits
+from typing import Any
 
 from starcoder import __version__
 from starcoder.errors import CapacityError, StarcoderError
@@ -168,6 +169,10 @@ def _check(body: GenerateBody, is_stream: bool, facts: Facts) -> None:
             " `max_new_tokens`",
         ),
         (
+            _lacks_properties(o.grammar),
+            "grammar is not valid: Grammar must have a 'properties' field",
+        ),
+        (
             min(size, o.truncate or size) >= most,
             f"`inputs` must have less than {most} tokens. Given: {size}",
         ),
@@ -175,6 +180,13 @@ def _check(body: GenerateBody, is_stream: bool, facts: Facts) -> None:
     for is_broken, message in rules:
         if is_broken:
             raise Refusal(message, status=422)
+
+
+def _lacks_properties(grammar: dict[str, Any] | str | None) -> bool:
+    if not isinstance(grammar, dict) or grammar.get("type") != "json":
+        return False
+    value = grammar.get("value")
+    return not (isinstance(value, dict) and "properties" in value)
 
 
 @dataclass

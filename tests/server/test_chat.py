@@ -5,8 +5,8 @@ import json
 import pytest
 
 from starcoder.errors import ConfigError
-from starcoder.server.chat import DIALOGUES, ChatFormat, encode
 from starcoder.server.exchange import Refusal
+from starcoder.server.templates import DIALOGUES, ChatFormat, encode
 
 CHATML = (
     "{% for message in messages %}<|{{ message.role }}|>{{ message.content | trim }}<|endoftext|>\n"

@@ -1,4 +1,4 @@
-"""The playground in a browser: suggestions come, go and are taken by keys; it loads nothing from elsewhere."""
+"""The playground in a browser: suggestions come and are taken by keys; nothing is loaded from elsewhere."""
 
 import os
 import shutil

@@ -251,3 +251,36 @@ def test_answers_do_not_wait_for_acknowledgements(served):
         served.post("/v1/completions", body)
         times.append(time.perf_counter() - start)
     assert min(times) < 0.03
+
+
+def test_what_follows_an_accepted_completion_is_prepared_while_idle(start, weights, tokenizer):
+    settings = EngineSettings(cache_bytes=8_000_000, prepare=True)
+    engine = Engine(weights, tokenizer, settings=settings)
+    body = {"prompt": "def f(a):\n    ", "suffix": "\n    return a\n", "max_tokens": 8, "session": "s"}
+    with start(engine=engine) as running:
+        first = running.post("/v1/completions", body).json()["choices"][0]["text"]
+        running.wait_until_idle()
+        accepted = body | {"prompt": body["prompt"] + first}
+        reply = running.post("/v1/completions", accepted)
+        assert reply.json()["timings"]["prompt_n"] == 0 and reply.json()["choices"][0]["text"]
+        assert engine.stats().num_repeated == 1
+        running.wait_until_idle()
+        assert "starcoder_typed_through 1.0" in running.http.get("/metrics").text
+    alone = Engine(weights, tokenizer, settings=EngineSettings(cache_bytes=8_000_000))
+    with start(engine=alone) as running:
+        expected = running.post("/v1/completions", accepted).json()["choices"][0]["text"]
+    assert reply.json()["choices"][0]["text"] == expected
+
+
+def test_preparing_gives_way_to_whoever_really_asks(start, weights, tokenizer):
+    slow = Slow(weights, tokenizer, settings=EngineSettings(cache_bytes=8_000_000, prepare=True))
+    slow.pause_s = 0.02
+    body = {"prompt": "def f(", "suffix": ")\n", "max_tokens": 40, "session": "s", "ignore_eos": True}
+    with start(engine=slow) as running:
+        running.post("/v1/completions", body)
+        wait_for(lambda: slow.stats().num_running)  # that nobody asked for
+        before = slow.stats().num_steps
+        assert running.post("/v1/completions", {"prompt": "x", "max_tokens": 1}).status_code == 200
+        assert slow.stats().num_steps - before <= 3
+        running.wait_until_idle()
+        assert not slow.stats().num_held_blocks

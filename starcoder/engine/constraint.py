@@ -1,0 +1,125 @@
+"""Structured output: which tokens may come next, so that a completion follows a JSON schema or a grammar.
+
+llguidance (extra `structured`) does the parsing. Limits: a completion that ends by `max_tokens` or a deadline
+is a beginning of what the grammar allows; a grammar is compiled in the engine's thread.
+"""
+
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from starcoder.errors import ConfigError, RequestError
+from starcoder.request import Grammar
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLTokenizer
+    from llguidance._lib import JsonCompileOptions
+
+    from starcoder.tokenizer import Tokenizer
+
+# Blanks as models write them, and never more: with free ones a model can fill its answer with line ends.
+_JSON_STYLE: "JsonCompileOptions" = {
+    "whitespace_flexible": False,
+    "item_separator": ", ",
+    "key_separator": ": ",
+}
+
+_MAX_COMPILED = 64  # grammars that are remembered: programs send the same schema over and over
+
+
+class Constraint:
+    """Follows one sample through its grammar."""
+
+    def __init__(self, matcher: "LLMatcher"):
+        self._matcher = matcher
+
+    def allowed(self, logits_V: Tensor) -> Tensor:
+        """The same logits, minus infinity where the grammar forbids the token."""
+        bias = torch.frombuffer(bytearray(self._matcher.compute_logit_bias()), dtype=torch.uint8)
+        allowed_V = torch.zeros(logits_V.size(0), dtype=torch.bool)
+        length = min(len(bias), len(allowed_V))
+        allowed_V[:length] = bias[:length] > 0
+        return logits_V.masked_fill(~allowed_V.to(logits_V.device), float("-inf"))
+
+    def accept(self, token: int) -> None:
+        """The sample goes on with this token."""
+        self._matcher.consume_token(token)
+
+
+class Grammars:
+    """Makes constraints for one vocabulary; what it knows of the vocabulary is made at the first use."""
+
+    def __init__(self, tokenizer: "Tokenizer"):
+        self._tokenizer = tokenizer
+        self._vocabulary: LLTokenizer | None = None
+        self._compiled: OrderedDict[Grammar, LLMatcher] = OrderedDict()  # at their start, newest last
+
+    def constraint(self, grammar: Grammar) -> Constraint:
+        """A constraint at its start.
+
+        Raises:
+            ConfigError: llguidance is not installed.
+            RequestError: the grammar is not valid.
+        """
+        if grammar not in self._compiled:
+            self._compiled[grammar] = self._compile(grammar)
+        self._compiled.move_to_end(grammar)
+        if len(self._compiled) > _MAX_COMPILED:
+            self._compiled.popitem(last=False)
+        return Constraint(self._compiled[grammar].deep_copy())
+
+    def _compile(self, grammar: Grammar) -> "LLMatcher":
+        """Raises: ConfigError, RequestError: as `constraint`."""
+        try:
+            from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
+        except ImportError:
+            raise ConfigError(
+                "structured output needs llguidance, which is not installed",
+                "pip install 'starcoder[structured]'",
+            ) from None
+        if self._vocabulary is None:
+            view = _View(self._tokenizer)
+            ends = [view.eos_token_id, *sorted(self._tokenizer.sentinels.end_ids - {view.eos_token_id})]
+            self._vocabulary = LLTokenizer(TokenizerWrapper(view), eos_token=ends)
+        matcher = LLMatcher(self._vocabulary, _source(grammar), log_level=0)
+        if matcher.is_error():
+            reason = matcher.get_error().strip().partition("\n")[0]
+            raise RequestError(f"the {grammar.kind} is not valid: {reason}", "send a valid one, or none")
+        return matcher
+
+
+class _View:
+    """The vocabulary as llguidance looks at it."""
+
+    bos_token_id = None
+
+    def __init__(self, tokenizer: "Tokenizer"):
+        self._tokenizer = tokenizer
+        self.eos_token_id = tokenizer.sentinels.eos
+        self.tokens = [tokenizer.token_bytes(token) for token in range(tokenizer.vocab_size)]
+        self.special_token_ids = list(tokenizer.special_tokens.values())
+
+    def __call__(self, text: str | bytes) -> list[int]:
+        text = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
+        return self._tokenizer.encode(text)
+
+
+def _source(grammar: Grammar) -> str:
+    """Raises: RequestError: not a grammar of its kind at all."""
+    from llguidance import LLMatcher
+    from llguidance.gbnf_to_lark import gbnf_to_lark
+
+    try:
+        match grammar.kind:
+            case "json_schema":
+                return LLMatcher.grammar_from_json_schema(grammar.text, overrides=_JSON_STYLE)
+            case "regex":
+                return LLMatcher.grammar_from_regex(grammar.text)
+            case "gbnf":
+                return LLMatcher.grammar_from_lark(gbnf_to_lark(grammar.text))
+            case "lark":
+                return LLMatcher.grammar_from_lark(grammar.text)
+    except Exception as error:  # the converters raise what their parsers raise
+        raise RequestError(f"the {grammar.kind} is not valid: {error}", "send a valid one, or none") from None

@@ -1,0 +1,123 @@
+"""Tools of a chat: what the model is told of them, what it may write, and how a call is read from its text.
+
+A call is the JSON `{"name": ..., "arguments": {...}}`. Where the model may choose, an answer that begins
+with a brace is held to that form and any other is free text; where a tool is required all of it is.
+"""
+
+import json
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from starcoder.request import Grammar
+from starcoder.server.exchange import Refusal
+from starcoder.server.structure import ANY_OBJECT, json_grammar
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """The tools of one request that the model may call."""
+
+    functions: tuple[dict[str, Any], ...]
+    is_required: bool
+
+    @classmethod
+    def read(cls, tools: Sequence[object], choice: object) -> "Tools | None":
+        """From OpenAI's `tools` and `tool_choice`; None where the model is to call nothing.
+
+        Raises:
+            Refusal: not functions, or a choice of none of them.
+        """
+        functions = tuple(_function(tool) for tool in tools)
+        if not functions or choice == "none":
+            return None
+        if choice in (None, "auto", "required"):
+            return cls(functions, choice == "required")
+        inner = choice.get("function") if isinstance(choice, dict) else None
+        name = inner.get("name") if isinstance(inner, dict) else choice
+        chosen = tuple(function for function in functions if function["name"] == name)
+        if not chosen:
+            raise Refusal(
+                "`tool_choice` names no tool of this request", "send auto, none, required or a name"
+            )
+        return cls(chosen, True)
+
+    def grammar(self) -> Grammar:
+        """What the model may write."""
+        calls = [
+            {
+                "type": "object",
+                "properties": {
+                    "name": {"const": function["name"]},
+                    "arguments": function.get("parameters") or ANY_OBJECT,
+                },
+                "required": ["name", "arguments"],
+                "additionalProperties": False,
+            }
+            for function in self.functions
+        ]
+        schema = {"anyOf": calls}
+        if self.is_required:
+            return json_grammar(schema)
+        style = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+        styled = json.dumps(schema | {"x-guidance": style})
+        return Grammar("lark", f"start: call | text\ntext: /[^{{](.|\\n)*/\ncall: %json {styled}\n")
+
+    def instructions(self) -> str:
+        """What the model is told, as part of the system message."""
+        told = "\n".join(json.dumps(function, ensure_ascii=False) for function in self.functions)
+        when = "Answer" if self.is_required else "To call one, answer"
+        form = '{"name": NAME, "arguments": {...}}'
+        return f"You can call these functions:\n{told}\n{when} with nothing but {form}."
+
+    def call(self, text: str) -> dict[str, Any] | None:
+        """The call that an answer is, in OpenAI's words; None: it is plain text."""
+        try:
+            found = json.loads(text) if text.startswith("{") else None
+        except ValueError:  # ended early, by max_tokens
+            return None
+        if not isinstance(found, dict) or found.get("name") not in {one["name"] for one in self.functions}:
+            return None
+        arguments = json.dumps(found.get("arguments", {}), ensure_ascii=False)
+        function = {"name": found["name"], "arguments": arguments}
+        return {"id": f"call_{uuid.uuid4().hex[:24]}", "type": "function", "function": function}
+
+
+def _function(tool: object) -> dict[str, Any]:
+    function = tool.get("function") if isinstance(tool, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise Refusal(
+            "`tools` holds something that is no function", 'send {"type": "function", "function": {...}}'
+        )
+    if not isinstance(function.get("parameters") or {}, dict):
+        raise Refusal(f"the parameters of {function['name']!r} are no JSON schema")
+    return function
+
+
+def spoken(message: dict[str, Any]) -> dict[str, str]:
+    """A message as templates know it: calls and results of tools become text."""
+    role, content = str(message["role"]), str(message.get("content") or "")
+    calls = [_said(call) for call in message.get("tool_calls") or ()]
+    if calls:
+        content = "\n".join([*([content] if content else []), *calls])
+    if role in ("tool", "function"):
+        return {"role": "user", "content": f"Result of the function:\n{content}"}
+    return {"role": "system" if role == "developer" else role, "content": content}
+
+
+def _said(call: object) -> str:
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict):
+        raise Refusal("`tool_calls` holds something that is no call")
+    arguments = function.get("arguments")
+    shown = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+    return f'{{"name": {json.dumps(function.get("name"))}, "arguments": {shown}}}'
+
+
+def instructed(turns: Sequence[dict[str, str]], tools: Tools) -> list[dict[str, str]]:
+    """The turns with the tools explained in the system message."""
+    told = tools.instructions()
+    if turns and turns[0]["role"] == "system":
+        return [{"role": "system", "content": f"{turns[0]['content']}\n\n{told}"}, *turns[1:]]
+    return [{"role": "system", "content": told}, *turns]
