@@ -18,6 +18,7 @@ from starcoder import __version__
 from starcoder.cli import (
     attribution,
     bench,
+    chat,
     complete,
     doctor,
     editor_config,
@@ -74,7 +75,7 @@ def build() -> App:
         default_parameter=Parameter(negative=()),
         help_format="plaintext",
     )
-    serving = (generate, complete, serve, editor_config)
+    serving = (generate, complete, chat, serve, editor_config)
     for verb in (*serving, plan, quantize, bench, evaluate, export, prepare, finetune, pretrain, doctor):
         app.command(verb.run, name=verb.__name__.rpartition(".")[2].replace("_", "-"))
     known = App(name="attribution", help="Tell which spans of a text stand verbatim in known source files.")

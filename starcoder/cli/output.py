@@ -12,7 +12,7 @@ from starcoder.request import Chunk, Completion, CompletionRequest, Generator, c
 
 _DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
 # A model may make any text; on a terminal its control characters are shown, not obeyed.
-_SHOWN = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\t\n\r"} | {0x7F: "\u2421"}
+SHOWN = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\t\n\r"} | {0x7F: "\u2421"}
 
 
 def answer(request: CompletionRequest, options: AskOptions) -> None:
@@ -53,6 +53,8 @@ def document(samples: list[Completion], *, load_ms: float, total_ms: float) -> d
             "total": round(total_ms, 3),
         },
     }
+    if usage.dropped_characters:
+        out["dropped_characters"] = usage.dropped_characters
     if len(samples) > 1:
         out["completions"] = [_sample(sample) for sample in samples]
     return out
@@ -95,7 +97,7 @@ def _printed(chunks: Iterator[Chunk], request: CompletionRequest, *, echo: bool 
     echo = terminal if echo is None else echo
 
     def write(text: str, *, dim: bool = False) -> None:
-        text = text.translate(_SHOWN) if terminal else text
+        text = text.translate(SHOWN) if terminal else text
         sys.stdout.write(f"{_DIM}{text}{_PLAIN}" if dim and color and text else text)
         sys.stdout.flush()
 
@@ -116,13 +118,15 @@ def _printed(chunks: Iterator[Chunk], request: CompletionRequest, *, echo: bool 
 def _print_samples(samples: list[Completion]) -> None:
     terminal = sys.stdout.isatty()
     for sample in samples:
-        text = sample.text.translate(_SHOWN) if terminal else sample.text
+        text = sample.text.translate(SHOWN) if terminal else sample.text
         print(f"--- {sample.index + 1} of {len(samples)}")
         print(text, end="" if text.endswith("\n") else "\n")
 
 
 def _print_report(samples: list[Completion], *, load_ms: float) -> None:
     usage = samples[0].usage
+    if usage.dropped_characters:
+        print(f"{usage.dropped_characters} characters had no room in the context", file=sys.stderr)
     num_tokens = sum(len(sample.tokens) for sample in samples)
     decode_ms = max(sample.usage.decode_ms for sample in samples)
     rate = (num_tokens - len(samples)) / decode_ms * 1e3 if decode_ms else 0.0
