@@ -30,8 +30,8 @@ class ModelGroup:
 
     model: Annotated[str | None, Parameter(alias=["-m", "--model_path"])] = None
     """A checkpoint folder or a Hugging Face id; the bundled model if not given."""
-    method: Literal["lora", "qlora", "full"] = "lora"
-    """lora: an adapter; qlora: an adapter on rounded weights; full: all weights."""
+    method: Literal["lora", "qlora", "full", "dpo"] = "lora"
+    """lora: an adapter; qlora: one on rounded weights; full: all weights; dpo: one from preferences."""
     quantize: Literal["int4", "int8"] = "int4"
     """What qlora rounds the weights to."""
     adapter_kind: str = "lora"
@@ -42,6 +42,8 @@ class ModelGroup:
     """The adapter counts alpha / rank times."""
     dropout: Annotated[float, _old("lora_dropout")] = 0.05
     """Share of an adapter's inputs left out at random."""
+    beta: float = 0.1
+    """dpo: how dear it is to leave the model as it was."""
     targets: tuple[str, ...] = ()
     """Layers to adapt, by their names in transformers; all linear ones but the head if not given."""
 
@@ -154,6 +156,10 @@ class RunGroup:
     """Services told of every step; metrics.jsonl is always written."""
     device: str | None = None
     """cpu, cuda, cuda:1, mps or auto; the best there is if not given."""
+    sharding: Literal["full", "none"] = "full"
+    """Under torchrun: shares of weights, gradients and optimizer (full) or a copy for each process (none)."""
+    offload: Annotated[bool, _FLAG] = False
+    """Under torchrun: shares wait in the CPU's memory."""
     threads: int | None = None
     """CPU threads; torch's choice if not given."""
     verify_packing: Annotated[bool, _FLAG] = False
@@ -341,4 +347,7 @@ def _recipe(options: FinetuneOptions) -> "Recipe":
         device=chosen.device,
         seed=training.seed,
         report_to=chosen.report_to,
+        beta=model.beta,
+        sharding=chosen.sharding,
+        offload=chosen.offload,
     )

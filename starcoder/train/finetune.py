@@ -8,14 +8,15 @@ import dataclasses
 import json
 import logging
 import math
+import random
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from rich.console import Console
-from torch import Tensor, nn
 
 from starcoder import checkpoint
 from starcoder.adapters import Adapter, AdapterSettings
@@ -28,17 +29,22 @@ from starcoder.train.checkpoints import Checkpoints
 from starcoder.train.device import choose_device, choose_precision, peak_flops
 from starcoder.train.dialogues import STARCHAT, STARCHAT_TOKENS, ChatTemplate, tokens_of
 from starcoder.train.documents import FimSettings
-from starcoder.train.examples import Code, Format, FormatSettings, by_repository, choose
+from starcoder.train.examples import Code, Example, Format, FormatSettings, by_repository, choose
+from starcoder.train.growing import add_noise, flops_per_token, grow
+from starcoder.train.losses import sum_loss
 from starcoder.train.optimizer import OptimizerSettings
 from starcoder.train.packing import Batch
-from starcoder.train.progress import Progress, Service, connect
-from starcoder.train.sources import Sources, SourceSettings, Table, read
+from starcoder.train.progress import Progress, Service, Silent, connect
+from starcoder.train.sources import Row, Sources, SourceSettings, Table, read
 from starcoder.train.verify import PackingReport, verify_packing
 from starcoder.train.vocabulary import TOKENIZER_FILES, add_tokens
 
+if TYPE_CHECKING:
+    from starcoder.train.distributed import Processes
+
 log = logging.getLogger(__name__)
 
-Method = Literal["lora", "qlora", "full"]
+Method = Literal["lora", "qlora", "full", "dpo"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,6 +74,9 @@ class Recipe:
     device: str | None = None
     seed: int = 0
     report_to: tuple[Service, ...] = ()
+    beta: float = 0.1  # dpo: how dear it is to leave the reference
+    sharding: Literal["full", "none"] = "full"  # of several processes
+    offload: bool = False  # sharded weights wait in the CPU's memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +97,9 @@ class Prepared:
     adapter: Adapter | None
     tokenizer: Tokenizer
     tokenizer_folder: Path
-    stream: bins.PackedExamples
+    stream: loop.Stream
     held_out: list[Batch]
+    loss: loop.Loss
     survey: survey.Survey
     max_steps: int
     precision: loop.Precision
@@ -102,15 +112,70 @@ def run(recipe: Recipe, console: Console, *, should_stop: Callable[[], bool] = l
         ConfigError: settings, data and model do not fit one another.
         CheckpointError: the output folder is of another recipe.
     """
-    output = Path(recipe.output)
-    _claim(recipe, output)
-    ready = prepare(recipe, console)
-    trackers = tuple(connect(service, output, asdict(recipe)) for service in recipe.report_to)
-    peak = peak_flops(ready.model.embed.weight.device, ready.precision) / flops_per_token(ready.model)
-    progress = Progress(output, console, peak_tokens_per_s=peak, trackers=trackers)
-    shown = _show_samples(ready, output, "before", console)
+    if not torch.distributed.is_torchelastic_launched():
+        return _run(recipe, console, should_stop, None)
+    from starcoder.train import distributed  # only several processes pay for its imports
+
+    with distributed.processes(choose_device(recipe.device).type) as group:
+
+        def anyone_should_stop() -> bool:
+            return group.total(float(should_stop())) > 0
+
+        shown = console if group.rank == 0 else Console(quiet=True)
+        return _run(recipe, shown, anyone_should_stop, group)
+
+
+def _run(
+    recipe: Recipe,
+    console: Console,
+    should_stop: Callable[[], bool],
+    group: "Processes | None",
+) -> Result:
+    output, is_first = Path(recipe.output), group is None or group.rank == 0
+    if is_first:
+        _claim(recipe, output)
+    ready = prepare(recipe, console, group)
+    progress = _progress(recipe, ready, console) if is_first else Silent(output, console)
+    store = Checkpoints(output / "checkpoints", keep=recipe.keep_checkpoints)
+    if group is not None:
+        from starcoder.train import distributed
+
+        store = distributed.ShardedCheckpoints(store.folder, group, keep=store.keep)
+    _show_samples(ready, output, "before", console, writes=is_first)
     before = _evaluate(ready)
-    settings = loop.LoopSettings(
+    outcome = loop.train(
+        ready.model,
+        ready.stream,
+        _loop_settings(recipe, ready),
+        recipe.optimizer,
+        output,
+        progress=progress,
+        held_out=ready.held_out,
+        loss=ready.loss,
+        group=group,
+        checkpoints=store,
+        should_stop=should_stop,
+    )
+    if not outcome.is_complete:
+        return Result(output, outcome, before, None)
+    if outcome.best is not None and outcome.best[0] < outcome.step:
+        store.load_best(ready.model)
+        console.print(f"the best weights are those of step {outcome.best[0]}; they are kept", highlight=False)
+    after = _evaluate(ready)
+    _export(recipe, ready, output, group)
+    _show_samples(ready, output, "after", console, writes=is_first)
+    return Result(output, outcome, before, after)
+
+
+def _progress(recipe: Recipe, ready: Prepared, console: Console) -> Progress:
+    output = Path(recipe.output)
+    trackers = tuple(connect(service, output, asdict(recipe)) for service in recipe.report_to)
+    peak = peak_flops(ready.model.norm.weight.device, ready.precision) / flops_per_token(ready.model)
+    return Progress(output, console, peak_tokens_per_s=peak, trackers=trackers)
+
+
+def _loop_settings(recipe: Recipe, ready: Prepared) -> loop.LoopSettings:
+    return loop.LoopSettings(
         max_steps=ready.max_steps,
         batch_size=recipe.batch_size * recipe.accumulation,
         micro_batch_size=recipe.batch_size,
@@ -121,41 +186,23 @@ def run(recipe: Recipe, console: Console, *, should_stop: Callable[[], bool] = l
         precision=ready.precision,
         seed=recipe.seed,
     )
-    outcome = loop.train(
-        ready.model,
-        ready.stream,
-        settings,
-        recipe.optimizer,
-        output,
-        progress=progress,
-        held_out=ready.held_out,
-        should_stop=should_stop,
-    )
-    if not outcome.is_complete:
-        return Result(output, outcome, before, None)
-    if outcome.best is not None and outcome.best[0] < outcome.step:
-        Checkpoints(output / "checkpoints").load_best(ready.model)
-        console.print(f"the best weights are those of step {outcome.best[0]}; they are kept", highlight=False)
-    after = _evaluate(ready)
-    _export(recipe, ready, output)
-    if shown:
-        _show_samples(ready, output, "after", console)
-    return Result(output, outcome, before, after)
 
 
 def check_packing(recipe: Recipe, console: Console) -> PackingReport:
     """Compare packed with separate on this recipe's model and data, in float32, and train nothing."""
+    if recipe.method == "dpo":
+        raise ConfigError("pairs are not packed", "--verify-packing goes with the other methods")
     ready = prepare(dataclasses.replace(recipe, precision="float32"), console)
     return verify_packing(ready.model, ready.stream.next_batch(max(1, recipe.batch_size)))
 
 
-def prepare(recipe: Recipe, console: Console) -> Prepared:
+def prepare(recipe: Recipe, console: Console, group: "Processes | None" = None) -> Prepared:
     """Read the data, look at it, load the model, and make what learns.
 
     Raises:
         ConfigError: settings, data and model do not fit one another.
     """
-    device = choose_device(recipe.device)
+    device = choose_device(recipe.device) if group is None else group.device
     precision = choose_precision(device, recipe.precision)
     folder = checkpoint.resolve(recipe.model)
     positions = checkpoint.read_config(folder).max_positions
@@ -165,19 +212,27 @@ def prepare(recipe: Recipe, console: Console) -> Prepared:
             f"--seq-length {positions}",
         )
     sources = read(recipe.source, seed=recipe.seed)
-    tokenizer_folder, tokenizer, chat = _tokenizer(recipe, folder, sources)
-    form = choose(sources.shape, sources.train.columns, tokenizer, recipe.fim, recipe.form, chat)
+    tokenizer_folder, tokenizer, chat = _tokenizer(recipe, folder, sources, group)
+    form = _form(recipe, sources, tokenizer, chat)
     sources = _grouped(sources, form, recipe.seed)
     looked_at = [row for _, row in sources.train.read(0, 0, 200)]
     found = survey.survey(looked_at, form, recipe.seq_length)
     _show_survey(found, sources, tokenizer, console)
-    model, adapter = build(recipe, folder, tokenizer.vocab_size, device, precision)
-    stream = bins.PackedExamples(
-        sources.train, form, tokenizer, seq_length=recipe.seq_length, seed=recipe.seed
-    )
-    held_out = bins.held_out(sources.validation, form, stream, recipe.source.validation_tokens)
-    learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    model, adapter = build(recipe, folder, tokenizer.vocab_size, device, precision, group)
+    if recipe.method == "dpo":
+        from starcoder.train import preference
+
+        assert adapter is not None, "dpo trains an adapter"
+        stream, held_out = _pairs(recipe, sources, tokenizer)
+        loss = preference.dpo(adapter, beta=recipe.beta)
+    else:
+        stream = bins.PackedExamples(
+            sources.train, form, tokenizer, seq_length=recipe.seq_length, seed=recipe.seed
+        )
+        held_out = bins.held_out(sources.validation, form, stream, recipe.source.validation_tokens)
+        loss = sum_loss
     max_steps = recipe.max_steps or _steps(recipe, sources, found)
+    learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
     console.print(
         f"{recipe.method}: {learning / 1e6:,.2f} M of {model.config.num_parameters / 1e6:,.1f} M parameters "
         f"learn, in {precision} on {device}; {max_steps} steps of "
@@ -185,16 +240,79 @@ def prepare(recipe: Recipe, console: Console) -> Prepared:
         highlight=False,
     )
     return Prepared(
-        model, adapter, tokenizer, tokenizer_folder, stream, held_out, found, max_steps, precision
+        model, adapter, tokenizer, tokenizer_folder, stream, held_out, loss, found, max_steps, precision
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Accepted:
+    """Of a preference, the accepted document: what is shown before and after."""
+
+    tokenizer: Tokenizer
+
+    def __call__(self, row: Row, room: int, rng: random.Random) -> list[Example]:
+        from starcoder.train import preference
+
+        pairs = preference.read_pairs([dict(row)], self.tokenizer, room - 1)
+        return [
+            Example(pair.prompt + pair.accepted, [False] * len(pair.prompt) + [True] * len(pair.accepted))
+            for pair in pairs
+        ]
+
+
+def _form(recipe: Recipe, sources: Sources, tokenizer: Tokenizer, chat: ChatTemplate | None) -> Format:
+    is_preference = sources.shape.kind == "preference"
+    if is_preference != (recipe.method == "dpo"):
+        found = ", ".join(map(repr, sources.train.columns))
+        raise ConfigError(
+            f"method {recipe.method} does not go with the columns {found}",
+            "dpo learns from prompt, accepted (or chosen) and rejected, and nothing else does",
+        )
+    if is_preference:
+        return _Accepted(tokenizer)
+    return choose(sources.shape, sources.train.columns, tokenizer, recipe.fim, recipe.form, chat)
+
+
+def _pairs(recipe: Recipe, sources: Sources, tokenizer: Tokenizer) -> tuple[loop.Stream, list[Batch]]:
+    from starcoder.train import preference
+
+    if not isinstance(sources.train, Table):
+        raise ConfigError("preferences cannot be streamed", "leave out --streaming")
+    length = recipe.seq_length
+    train = preference.read_pairs([dict(row) for row in sources.train.all()], tokenizer, length)
+    stream = preference.PreferencePairs(list(train), tokenizer, seq_length=length, seed=recipe.seed)
+    if not sources.validation:
+        return stream, []
+    held = list(preference.read_pairs([dict(row) for row in sources.validation], tokenizer, length))
+    limit = max(1, recipe.source.validation_tokens // length)
+    return stream, [stream.collate(held[at : at + 4]) for at in range(0, min(limit, len(held)), 4)]
+
+
 def build(
-    recipe: Recipe, folder: Path, vocab_size: int, device: torch.device, precision: loop.Precision
+    recipe: Recipe,
+    folder: Path,
+    vocab_size: int,
+    device: torch.device,
+    precision: loop.Precision,
+    group: "Processes | None" = None,
 ) -> tuple[Transformer, Adapter | None]:
     """The model with what learns: weights of its own in float32, or an adapter on frozen ones."""
     dtype = getattr(torch, precision)
-    if recipe.method == "full":
+    is_stored = checkpoint.scheme_of(folder) is not None
+    scheme = recipe.quantize if recipe.method == "qlora" and not is_stored else None
+    if group is not None:
+        from starcoder.train import distributed
+
+        model, adapter = distributed.build(
+            folder,
+            group,
+            dtype=dtype,
+            adapter=None if recipe.method == "full" else recipe.adapter,
+            quantize=scheme,
+            sharding="none" if scheme else recipe.sharding,
+            offload=recipe.offload,
+        )
+    elif recipe.method == "full":
         model = checkpoint.load(folder, device=device, dtype=torch.float32)
         for parameter in model.parameters():
             parameter.data = parameter.data.clone()  # loaded ones are mapped from the file
@@ -202,13 +320,6 @@ def build(
         model.requires_grad_(True)
         adapter = None
     else:
-        if vocab_size > checkpoint.read_config(folder).vocab_size:
-            raise ConfigError(
-                f"the chat template needs new tokens, which an adapter ({recipe.method}) cannot hold",
-                "--method full, or --chat-template with one whose tokens are in the vocabulary",
-            )
-        is_stored = checkpoint.scheme_of(folder) is not None
-        scheme = recipe.quantize if recipe.method == "qlora" and not is_stored else None
         model = checkpoint.load(folder, device=device, dtype=dtype, quantize=scheme)
         adapter = add_adapter(model, recipe.adapter)
     model.is_recomputed = recipe.is_recomputed
@@ -217,48 +328,9 @@ def build(
     return model.train(), adapter
 
 
-@torch.no_grad()
-def grow(model: Transformer, vocab_size: int) -> None:
-    """Give `model` rows for new tokens, each the mean of the old ones; fewer than it has changes nothing."""
-    old = model.config.vocab_size
-    if vocab_size <= old:
-        return
-    model.config = dataclasses.replace(model.config, vocab_size=vocab_size)
-    model.embed.weight = nn.Parameter(_grown(model.embed.weight, vocab_size))
-    model.embed.num_embeddings = vocab_size
-    model.head.weight = nn.Parameter(_grown(model.head.weight, vocab_size))
-    model.head.out_features = vocab_size
-    model.tie()
-
-
-def _grown(weight: Tensor, rows: int) -> Tensor:
-    return torch.cat([weight, weight.mean(0, keepdim=True).expand(rows - weight.size(0), -1)])
-
-
-def add_noise(embed: nn.Embedding, alpha: float, seq_length: int) -> None:
-    """Uniform noise on embeddings while training. Source: NEFTune, Jain et al. 2023, arXiv:2310.05914."""
-
-    def hook(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
-        if not module.training:
-            return out
-        size = alpha / math.sqrt(seq_length * out.size(-1))
-        return out + torch.empty_like(out).uniform_(-size, size)
-
-    embed.register_forward_hook(hook)
-
-
-def flops_per_token(model: Transformer) -> float:
-    """Operations of a forward and a backward pass: frozen matrices need no gradients of their own."""
-    matrices = [(p, p.requires_grad) for p in model.parameters() if p.dim() > 1]
-    tables = [model.embed.weight, *([] if model.positions is None else [model.positions.weight])]
-    total = sum(p.numel() * (6 if learns else 4) for p, learns in matrices)
-    looked_up = sum(table.numel() * (6 if table.requires_grad else 4) for table in tables)
-    if model.config.tied_embeddings:
-        looked_up -= model.embed.weight.numel() * (6 if model.embed.weight.requires_grad else 4)
-    return float(total - looked_up)
-
-
-def _tokenizer(recipe: Recipe, folder: Path, sources: Sources) -> tuple[Path, Tokenizer, ChatTemplate | None]:
+def _tokenizer(
+    recipe: Recipe, folder: Path, sources: Sources, group: "Processes | None"
+) -> tuple[Path, Tokenizer, ChatTemplate | None]:
     """The folder of the tokenizer to train with and to save, what is in it, and how dialogues are shown."""
     tokenizer = Tokenizer.load(folder)
     if sources.shape.kind != "messages":
@@ -273,7 +345,14 @@ def _tokenizer(recipe: Recipe, folder: Path, sources: Sources) -> tuple[Path, To
         source, new = tokenizer.chat_template, ()
     else:
         source, new = STARCHAT, STARCHAT_TOKENS
-    chosen = Path(recipe.output) / "tokenizer"
+    missing = [text for text in new if text not in tokenizer.special_tokens]
+    if missing and (recipe.method != "full" or group is not None):
+        raise ConfigError(
+            f"the chat template needs new tokens ({', '.join(missing)}), which adapters do not hold",
+            "--method full in one process, or --chat-template with one whose tokens are in the vocabulary",
+        )
+    is_first = group is None or group.rank == 0
+    chosen = Path(recipe.output) / "tokenizer" if is_first else Path(tempfile.mkdtemp())
     return chosen, add_tokens(folder, chosen, new, source), ChatTemplate.of(source)
 
 
@@ -291,6 +370,9 @@ def _grouped(sources: Sources, form: Format, seed: int) -> Sources:
 def _steps(recipe: Recipe, sources: Sources, found: survey.Survey) -> int:
     if sources.num_documents is None:
         raise ConfigError("the length of streamed data is not known", "--max-steps says when to end")
+    if recipe.method == "dpo":
+        pairs = sources.num_documents * recipe.epochs
+        return max(1, math.ceil(pairs / (recipe.batch_size * recipe.accumulation)))
     tokens = sources.num_documents * found.tokens_per_document * recipe.epochs
     per_step = recipe.seq_length * recipe.batch_size * recipe.accumulation
     return max(1, math.ceil(tokens / per_step))
@@ -311,37 +393,45 @@ def _show_survey(found: survey.Survey, sources: Sources, tokenizer: Tokenizer, c
         console.print(survey.colored(example, tokenizer), highlight=False)
 
 
-def _show_samples(ready: Prepared, output: Path, when: str, console: Console) -> bool:
-    """Complete the surveyed samples and keep what the model wrote; False where a resumed run has them."""
+def _show_samples(ready: Prepared, output: Path, when: str, console: Console, *, writes: bool) -> None:
+    """Complete the surveyed samples and keep what the model wrote; a resumed run has those from before."""
     path = output / "samples.jsonl"
     rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
-    rows = [row for row in rows if row["when"] != when or when == "before"]
-    if when == "before" and any(row["when"] == "before" for row in rows):
-        return True
-    for example in ready.survey.samples:
-        made = samples.sample(ready.model, ready.tokenizer, example)
-        rows.append({"when": when} | asdict(made))
-        console.print(
-            f"--- {when}: ...{made.prompt[-80:]!r} -> {made.completion!r}", highlight=False, markup=False
-        )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
-    return True
+    has_before = any(row["when"] == "before" for row in rows)
+    # Processes that share a model complete together, whatever the first one has on disk.
+    if torch.distributed.is_initialized() or not (has_before and when == "before"):
+        rows = [row for row in rows if row["when"] != when]
+        for example in ready.survey.samples:
+            made = samples.sample(ready.model, ready.tokenizer, example)
+            rows.append({"when": when} | asdict(made))
+            line = f"--- {when}: ...{made.prompt[-80:]!r} -> {made.completion!r}"
+            console.print(line, highlight=False, markup=False)
+    if writes:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
 
 
 def _evaluate(ready: Prepared) -> float | None:
     if not ready.held_out:
         return None
-    return loop.evaluate(ready.model, ready.held_out, precision=ready.precision)
+    return loop.evaluate(ready.model, ready.held_out, loss=ready.loss, precision=ready.precision)
 
 
-def _export(recipe: Recipe, ready: Prepared, output: Path) -> None:
+def _export(recipe: Recipe, ready: Prepared, output: Path, group: "Processes | None") -> None:
     """Write the adapter or the whole model beside the run's records, with its tokenizer."""
-    if ready.adapter is not None:
-        base = recipe.model or str(checkpoint.BUNDLED)
-        ready.adapter.save(output, base=base)
+    is_first = group is None or group.rank == 0
+    if ready.adapter is not None and is_first:
+        ready.adapter.save(output, base=recipe.model or str(checkpoint.BUNDLED))
+    elif ready.adapter is not None:
+        ready.adapter.state()  # shares are gathered by all
+    elif group is not None:
+        from starcoder.train import distributed
+
+        distributed.save(ready.model, output, group)
     else:
         checkpoint.save(ready.model, output)
+    if not is_first:
+        return
     for name in TOKENIZER_FILES:
         if (ready.tokenizer_folder / name).is_file():
             (output / name).write_bytes((ready.tokenizer_folder / name).read_bytes())

@@ -160,7 +160,7 @@ class _Run:
         self.optimizer_settings, self.store, self.group = optimizer_settings, store, group
         self.optimizers = optim.build(model, optimizer_settings)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.device = model.embed.weight.device
+        self.device = model.norm.weight.device
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.precision == "float16")
         self.micro_batch_size = settings.micro_batch_size
         self.best_step, self.best_loss = 0, math.inf
@@ -257,7 +257,7 @@ def evaluate(
     """Mean loss in nats per learnt token over `batches`."""
     was_training = model.training
     model.eval()
-    with torch.no_grad(), _autocast(model.embed.weight.device, precision):
+    with torch.no_grad(), _autocast(model.norm.weight.device, precision):
         total = sum(float(loss(model, batch)) for batch in batches)
     model.train(was_training)
     return total / sum(batch.num_learnt for batch in batches)

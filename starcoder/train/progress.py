@@ -113,6 +113,16 @@ class Progress:
             log.info("matplotlib is not installed: no loss.png")
 
 
+class Silent(Progress):
+    """Tells nothing: what all processes of a run but the first have."""
+
+    def start(self, first: int, last: int, tokens_per_step: int) -> None: ...
+
+    def step(self, step: int, row: dict[str, float]) -> None: ...
+
+    def finish(self) -> None: ...
+
+
 def connect(service: Service, output: Path, settings: Mapping[str, object]) -> Tracker:
     """A tracker for this run, named after its folder.
 

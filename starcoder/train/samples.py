@@ -47,7 +47,7 @@ def complete(
     model: Transformer, prompt: Sequence[int], max_tokens: int, end_ids: Collection[int]
 ) -> list[int]:
     """The most probable tokens after `prompt`, up to `max_tokens` or one of `end_ids`, which is included."""
-    was_training, device = model.training, model.embed.weight.device
+    was_training, device = model.training, model.norm.weight.device
     model.eval()
     past, out, new = _Past(model.config.sliding_window), list[int](), list(prompt)
     first = 0

@@ -58,7 +58,7 @@ class SourceSettings:
 class Shape:
     """What kind of documents the rows are, and the columns they are made from."""
 
-    kind: Literal["text", "pair", "messages"]
+    kind: Literal["text", "pair", "messages", "preference"]
     columns: tuple[str, ...]
 
 
@@ -178,6 +178,10 @@ def recognise(columns: Sequence[str], settings: SourceSettings, where: str) -> S
     for kind in kinds:
         if all(asked[kind]):
             return Shape(kind, tuple(name for name in asked[kind] if name))
+    for accepted in ("accepted", "chosen"):
+        if {accepted, "rejected"} <= set(columns):
+            prompt = "prompt" if "prompt" in columns else "prefix"
+            return Shape("preference", (prompt, accepted, "rejected"))
     for name in ("messages", "conversations"):
         if name in columns:
             return Shape("messages", (name,))

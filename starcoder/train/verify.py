@@ -30,7 +30,7 @@ def verify_packing(model: Transformer, batch: Batch) -> PackingReport:
     """Compare logits and gradients of the loss, dropout off; leaves no gradients behind."""
     was_training = model.training
     model.eval()
-    batch, device = batch.flat(), model.embed.weight.device
+    batch, device = batch.flat(), model.norm.weight.device
     tokens, labels = batch.tokens_BT.to(device), batch.labels_BT.to(device)
     lengths = list(batch.lengths[0])
     with torch.no_grad():

@@ -148,6 +148,44 @@ def test_methods_learn_plain_code(folder: Path, tmp_path: Path, method: str) -> 
     assert (run / ("adapter_model.safetensors" if method == "qlora" else "model.safetensors")).is_file()
 
 
+def test_preferences_are_learnt_with_the_adapter_off_as_the_reference(folder: Path, tmp_path: Path) -> None:
+    data, run = tmp_path / "pairs.jsonl", tmp_path / "run"
+    rows = [{"prompt": f"x_{n} =", "chosen": " 1\n", "rejected": " None\n"} for n in range(40)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert finetune(folder, data, run, "--method", "dpo", "--max-steps", "25", "--eval-every", "5") == 0
+    seen = read_metrics(run / "metrics.jsonl")
+    assert seen[0]["loss"] == pytest.approx(0.6931, abs=1e-3), "log 2: the model is still its reference"
+    assert seen[-1]["held_out_loss"] < 0.5
+    assert (run / "adapter_model.safetensors").is_file()
+
+
+def test_a_method_and_data_that_do_not_go_together_are_refused(
+    folder: Path, pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert finetune(folder, pairs, tmp_path / "run", "--method", "dpo") == 2
+    assert "does not go with the columns 'question', 'answer'" in capsys.readouterr().err
+
+
+def test_two_processes_train_as_one_does(folder: Path, pairs: Path, tmp_path: Path) -> None:
+    """FSDP2 over gloo: the first loss is the same, the following ones up to the order of sums."""
+    flags = ["--max-steps", 4, "--seq-length", 64, "--batch-size", 1, "--gradient-accumulation-steps", 4]
+    flags += ["--threads", 1, "--device", "cpu", "--learning-rate", "1e-3", "--dropout", 0]
+    losses = []
+    for number, launcher in ((1, []), (2, ["-m", "torch.distributed.run", "--nproc_per_node", "2"])):
+        run = tmp_path / f"run{number}"
+        command = [sys.executable, *launcher, "-m", "starcoder", "finetune", "--model", folder]
+        done = subprocess.run(
+            list(map(str, [*command, "--data", pairs, "-o", run, *flags])),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        losses.append([row["loss"] for row in read_metrics(run / "metrics.jsonl")])
+        assert (run / "adapter_model.safetensors").is_file()
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
 def test_packing_is_verified_on_the_users_own_model_and_data(
     folder: Path, pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
