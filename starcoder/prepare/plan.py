@@ -33,9 +33,11 @@ def make_plan(rows: Sequence[Placed], settings: PrepareSettings) -> Plan:
     """
     held = _held(rows, settings)
     parts: dict[Split, list[Placed]] = {"train": [], "validation": []}
-    for name in dict.fromkeys(row.repository for _, row in rows):
-        ordered = _ordered([placed for placed in rows if placed[1].repository == name], settings)
-        for placed in ordered:
+    groups: dict[str, list[Placed]] = {}
+    for placed in rows:
+        groups.setdefault(placed[1].repository, []).append(placed)
+    for group in groups.values():
+        for placed in _ordered(group, settings):
             parts["validation" if _key(placed[1]) in held else "train"].append(placed)
     return Plan({split: tuple(_cut(part, settings.shard_bytes)) for split, part in parts.items() if part})
 
