@@ -58,7 +58,7 @@ class EvaluateOptions:
     holdout_commits: int | None = None
     """With my-repo: only from lines that the last so many commits wrote."""
     test_command: str | None = None
-    """With my-repo: run this at the repository's root for every answer, such as "pytest -q -x"."""
+    """With my-repo: run this at the repository's root for every answer, such as "python -m pytest -q -x"."""
     limit: int | None = None
     """Only the first so many problems; with my-repo so many of each kind, 100 if not given."""
     suffix: tuple[str, ...] = (".py",)
@@ -294,7 +294,7 @@ def _own_problems(options: EvaluateOptions, stack: ExitStack, packages: MutableS
         copied = repository_tests.copy(options.repo, folder / "repository", is_at_head=is_at_head)
         packages += [folder, Path(sys.prefix)]
         problems = tuple(
-            repository_tests.tested(problems, copied, options.test_command, path=[Path(sys.prefix) / "bin"])
+            repository_tests.with_tests(problems, copied, options.test_command, path=[Path(sys.prefix)])
         )
     # 0: each kind of place has its own number of tokens.
     return MY_REPO, problems, 0, digest.hexdigest(), str(options.repo)

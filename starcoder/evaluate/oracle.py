@@ -78,11 +78,11 @@ def _close(found: Any, expected: Any, tolerance: float) -> bool:
 
 
 def _polynomial(coefficients: Any, x: Any) -> float:
-    return sum(c * math.pow(x, power) for power, c in enumerate(coefficients))
+    return float(sum(c * math.pow(x, power) for power, c in enumerate(coefficients)))
 
 
 def _surface(base: Any, height: Any) -> float:
-    return round(base**2 + 2 * base * math.hypot(base / 2, height))
+    return float(round(base**2 + 2 * base * math.hypot(base / 2, height)))
 
 
 def _digit_distance(first: object, second: object) -> int:

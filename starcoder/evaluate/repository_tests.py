@@ -53,10 +53,13 @@ def copy(repository: Path, target: Path, *, is_at_head: bool) -> Copy:
     return Copy(target, repository.resolve().relative_to(root.resolve()).as_posix())
 
 
-def tested(
+def with_tests(
     problems: Sequence[Problem], source: Copy, command: str, *, path: Sequence[Path] = ()
 ) -> list[Problem]:
-    """The same problems, judged by `command` at the root of the copy; `path` goes before PATH."""
+    """The same problems, judged by `command` at the root of the copy; PATH begins with the `bin`s of `path`.
+
+    The sandbox must have been given the folder around the copy, then those of `path`, as its packages.
+    """
     return [
         replace(
             problem,
@@ -84,15 +87,18 @@ def check(problems: Sequence[Problem], judge: Judge) -> None:
 
 
 def _program(file: str, source: Copy, command: str, path: Sequence[Path], code: str) -> Program:
-    place = shlex.quote((Path(source.inner) / file).as_posix())
-    folders = ":".join(map(str, path))
+    file = shlex.quote((Path(source.inner) / file).as_posix())
+    # The sandbox shows its n-th folder of packages as /packages/n where it has a root of its own.
+    folders = [f"/packages/{number}/bin:{shlex.quote(str(one))}/bin" for number, one in enumerate(path, 1)]
+    root, name = shlex.quote(str(source.root.parent)), shlex.quote(source.root.name)
     lines = [
         "set -e",
-        f"export PATH={shlex.quote(folders)}:/usr/local/bin:/usr/bin:/bin",
+        f"export PATH={':'.join([*folders, '/usr/local/bin:/usr/bin:/bin'])}",
         "export HOME=/tmp PYTHONDONTWRITEBYTECODE=1",
-        f"cp -r {shlex.quote(str(source.root))} /tmp/repository && chmod -R u+w /tmp/repository",
+        f"for place in /packages/0 {root}; do if [ -d $place/{name} ]; then break; fi; done",
+        f"cp -r $place/{name} /tmp/repository && chmod -R u+w /tmp/repository",
         "cd /tmp/repository",
-        f"cat > {place} <<'{_END}'",
+        f"cat > {file} <<'{_END}'",
         code.removesuffix("\n"),
         _END,
     ]

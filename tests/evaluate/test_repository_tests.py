@@ -7,7 +7,7 @@ import pytest
 
 from starcoder.errors import ConfigError
 from starcoder.evaluate.repository import SourceFile, cut
-from starcoder.evaluate.repository_tests import check, copy, tested
+from starcoder.evaluate.repository_tests import check, copy, with_tests
 from starcoder.evaluate.sandbox.verdicts import Verdict
 
 CODE = "first_value = 1\nsecond_value = '$HOME \\\\ `x`'\n"
@@ -51,7 +51,7 @@ def test_the_copy_is_as_committed_or_as_on_the_disk(repository, tmp_path, is_at_
 def test_a_program_changes_one_file_and_runs_the_command(repository, tmp_path):
     source = copy(repository / "src", tmp_path / "copy", is_at_head=True)
     problems = cut([SourceFile(path="a.py", text=CODE)], kinds=["line"])
-    [_, second] = tested(problems, source, "test -f b.txt && tail -n 1 src/a.py | grep -q 'x`'")
+    [_, second] = with_tests(problems, source, "test -f b.txt && tail -n 1 src/a.py | grep -q 'x`'")
     judge = Bash(tmp_path / "running")
     verdicts = [
         judge.submit(second.program(text)).result().passed for text in (second.reference, "other = 2")
@@ -60,4 +60,4 @@ def test_a_program_changes_one_file_and_runs_the_command(repository, tmp_path):
     assert (source.root / "src" / "a.py").read_text() == CODE
     check([second], judge)
     with pytest.raises(ConfigError, match="fail as it is"):
-        check(tested(problems, source, "false"), judge)
+        check(with_tests(problems, source, "false"), judge)
