@@ -4,14 +4,12 @@ The code is that of `dedup`, and so is the result. Texts never leave the cluster
 asks holds some 400 bytes a document, and the shingle hashes, about as large as the texts, on disk.
 """
 
-import importlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from starcoder.errors import ConfigError
 from starcoder.prepare.dedup import DedupSettings, Duplicates, Fingerprints, compare_all, fingerprint
 from starcoder.prepare.shingles import Signer
 
@@ -20,9 +18,18 @@ if TYPE_CHECKING:
 
     Columns = dict[str, np.ndarray]
 
+    class Options(Protocol):
+        preserve_order: bool
+
+    class Context(Protocol):
+        @property
+        def execution_options(self) -> Options: ...
+
     class Dataset(Protocol):
         """What is asked of a `ray.data.Dataset`."""
 
+        @property
+        def context(self) -> Context: ...
         def map_batches(self, function: object, **options: object) -> "Dataset": ...
         def iter_batches(self, **options: object) -> "Iterator[Columns]": ...
 
@@ -37,18 +44,9 @@ def find_duplicates_on_ray(
 ) -> Duplicates:
     """Equal and similar documents of the dataset's `column`, numbered in the dataset's order.
 
-    Sets Ray Data's `preserve_order` in the current context.
-
-    Raises:
-        ConfigError: Ray is not installed.
+    Sets `preserve_order` in the dataset's context.
     """
-    try:
-        data = importlib.import_module("ray.data")
-    except ImportError as error:
-        raise ConfigError(
-            f"Ray Data needs {error.name}, which is not installed", "pip install 'starcoder[ray]'"
-        ) from None
-    data.DataContext.get_current().execution_options.preserve_order = True
+    dataset.context.execution_options.preserve_order = True
     signer = Signer(settings.num_permutations, settings.seed)
 
     def columns_of(batch: "Columns") -> "Columns":

@@ -4,7 +4,6 @@ import random
 
 import pytest
 
-from starcoder.errors import ConfigError
 from starcoder.prepare.dedup import find_duplicates
 from starcoder.prepare.dedup_ray import find_duplicates_on_ray
 
@@ -27,12 +26,3 @@ def test_ray_finds_the_same():
     assert expected.num_near == 100
     assert found.original.tolist() == expected.original.tolist()
     assert found.is_exact.tolist() == expected.is_exact.tolist()
-
-
-def test_without_ray_the_extra_is_named(monkeypatch):
-    import sys
-
-    monkeypatch.setitem(sys.modules, "ray.data", None)
-    with pytest.raises(ConfigError) as caught:
-        find_duplicates_on_ray(None)
-    assert "starcoder[ray]" in caught.value.hint
