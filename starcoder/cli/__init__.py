@@ -26,6 +26,7 @@ from starcoder.cli import (
     export,
     finetune,
     generate,
+    merge,
     mistakes,
     plan,
     prepare,
@@ -76,7 +77,8 @@ def build() -> App:
         help_format="plaintext",
     )
     serving = (generate, complete, chat, serve, editor_config)
-    for verb in (*serving, plan, quantize, bench, evaluate, export, prepare, finetune, pretrain, doctor):
+    training = (prepare, finetune, merge, pretrain)
+    for verb in (*serving, plan, quantize, bench, evaluate, export, *training, doctor):
         app.command(verb.run, name=verb.__name__.rpartition(".")[2].replace("_", "-"))
     known = App(name="attribution", help="Tell which spans of a text stand verbatim in known source files.")
     known.command(attribution.build)

@@ -50,7 +50,12 @@ def run(*, options: BenchOptions = BenchOptions(), model: ModelOptions = ModelOp
 
     start = perf_counter()
     loaded = local.load(
-        model.model, device=model.device, dtype=model.dtype, quantize=model.quantize, threads=model.threads
+        model.model,
+        device=model.device,
+        dtype=model.dtype,
+        quantize=model.quantize,
+        adapter=model.adapter,
+        threads=model.threads,
     )
     load_s = perf_counter() - start
     folder = checkpoint.resolve(model.model)

@@ -22,6 +22,8 @@ class ModelOptions:
 
     model: Annotated[str | None, Parameter(alias="-m")] = None
     """A checkpoint folder or a Hugging Face id (bigcode/starcoder2-3b); the bundled model if not given."""
+    adapter: str | None = None
+    """What `starcoder finetune` or PEFT made of this model: a folder or a Hugging Face id."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Type of the weights; float32 on a CPU and as stored elsewhere if not given."""
     quantize: Literal["int8", "int4"] | None = None

@@ -86,6 +86,7 @@ def _load(options: AskOptions) -> Generator:
         device=chosen.device,
         dtype=chosen.dtype,
         quantize=chosen.quantize,
+        adapter=chosen.adapter,
         threads=chosen.threads,
     )
 

@@ -96,6 +96,7 @@ def run(*, options: ServeOptions = ServeOptions(), model: ModelOptions = ModelOp
         device=model.device,
         dtype=model.dtype,
         quantize=model.quantize,
+        adapter=model.adapter,
         threads=model.threads,
         settings=EngineSettings(
             max_sequences=options.max_sequences,
@@ -103,7 +104,7 @@ def run(*, options: ServeOptions = ServeOptions(), model: ModelOptions = ModelOp
             prepare=options.prepare,
         ),
     )
-    folder = checkpoint.resolve(model.model)
+    folder = checkpoint.resolve_text(model.model, model.adapter)
     server = serving.Server(
         loaded,
         name=_name(model.model),

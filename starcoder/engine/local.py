@@ -92,6 +92,7 @@ def load(
     device: str | None = None,
     dtype: str | torch.dtype | None = None,
     quantize: Scheme | None = None,
+    adapter: str | Path | None = None,
     threads: int | None = None,
     settings: EngineSettings | None = None,
 ) -> Model:
@@ -100,7 +101,8 @@ def load(
     `model` is a local folder, a hub id, or None for the bundled model. `device` None is the CPU, "auto"
     is CUDA where there is one. `dtype` None is float32 on a CPU, where prefill in bfloat16 is five times
     slower, and the checkpoint's own elsewhere. `quantize` rounds the weights as they are read; a folder that
-    `starcoder quantize` wrote has that behind it and starts at once. `threads` sets torch's thread count
+    `starcoder quantize` wrote has that behind it and starts at once. `adapter`, a folder or hub id,
+    is merged as it is read; its own tokenizer goes before the model's. `threads` sets torch's thread count
     for the whole process.
 
     Raises:
@@ -117,8 +119,10 @@ def load(
     if quantize not in (None, *get_args(Scheme)):
         raise ConfigError(f"quantize is {quantize!r}; expected one of {', '.join(get_args(Scheme))}")
     folder = checkpoint.resolve(model)
-    tokenizer = Tokenizer.load(folder)
-    transformer = checkpoint.load(folder, device=device, dtype=_dtype(dtype), quantize=quantize)
+    tokenizer = Tokenizer.load(checkpoint.resolve_text(folder, adapter))
+    transformer = checkpoint.load(
+        folder, device=device, dtype=_dtype(dtype), quantize=quantize, adapter=adapter
+    )
     return Model(Engine(transformer, tokenizer, settings=settings), tokenizer)
 
 

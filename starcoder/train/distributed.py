@@ -1,0 +1,262 @@
+"""Several processes train one model: `torchrun` starts them, FSDP2 shards or replicates the weights.
+
+`build` owns the order in which a model comes to be: processes, weights mapped from the files, adapter, then
+sharding block by block, so that no process ever holds more than its share and one block. Not here: pipeline
+and tensor parallelism. Rounded weights are replicated, not sharded.
+Source: torch `distributed/fsdp/_fully_shard`.
+"""
+
+import logging
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
+
+from starcoder import checkpoint
+from starcoder.adapters import Adapter, AdapterSettings
+from starcoder.errors import CheckpointError, ConfigError
+from starcoder.model import Transformer
+from starcoder.quantize import Scheme
+from starcoder.train.checkpoints import Checkpoints, trainable
+
+log = logging.getLogger(__name__)
+
+Sharding = Literal["full", "none"]
+_TIMEOUT = timedelta(minutes=10)
+
+
+@dataclass(frozen=True, slots=True)
+class Processes:
+    """The processes that `torchrun` started. A `loop.Group`."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    def total(self, value: float) -> float:
+        """The sum of `value` over all processes."""
+        tensor = torch.tensor(value, dtype=torch.float32 if self.device.type == "mps" else torch.float64)
+        tensor = tensor.to(self.device)
+        dist.all_reduce(tensor)
+        return float(tensor)
+
+    def wait(self) -> None:
+        """Until all are here."""
+        dist.barrier()
+
+
+@contextmanager
+def processes(device: str) -> Iterator[Processes]:
+    """The group of this process, left at the end; each takes a GPU of its own where `device` is cuda.
+
+    Raises:
+        ConfigError: `torchrun` did not start this process.
+    """
+    if not dist.is_torchelastic_launched():
+        raise ConfigError(
+            "this process is not one of several",
+            "start it as `torchrun --nproc_per_node 2 -m starcoder finetune ...`",
+        )
+    dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=_TIMEOUT)
+    try:
+        rank = dist.get_rank()
+        own = (
+            torch.device("cuda", rank % torch.cuda.device_count())
+            if device == "cuda"
+            else torch.device(device)
+        )
+        if own.type == "cuda":
+            torch.cuda.set_device(own)
+        yield Processes(rank, dist.get_world_size(), own)
+    finally:
+        dist.destroy_process_group()
+
+
+def build(
+    model: str | Path,
+    group: Processes,
+    *,
+    dtype: torch.dtype = torch.float32,
+    adapter: AdapterSettings | None = None,
+    quantize: Scheme | None = None,
+    sharding: Sharding = "full",
+    offload: bool = False,
+) -> tuple[Transformer, Adapter | None]:
+    """The model, frozen below `adapter` or learning in full, spread over `group`.
+
+    `sharding` full gives every process a share of weights, gradients and optimizer state (ZeRO-3's); none
+    gives each all of them (data parallel). `offload` keeps shares in the CPU's memory between uses.
+
+    Raises:
+        ConfigError: rounded weights were to be sharded or to learn.
+        CheckpointError: as `checkpoint.load`.
+    """
+    if quantize is not None and sharding == "full":
+        raise ConfigError(
+            "rounded weights are not sharded", "choose sharding none, or lora in place of qlora"
+        )
+    if quantize is not None and adapter is None:
+        raise ConfigError("rounded weights do not learn", "train an adapter on them")
+    # In the dtype of the files nothing is read yet: pages of the map become memory where they are used.
+    network = checkpoint.load(model, quantize=quantize)
+    added = None if adapter is None else checkpoint.add_adapter(network, adapter)
+    if adapter is None:
+        network.requires_grad_(True)
+    _shard(network, group, dtype, sharding, offload=offload)
+    log.info("rank %d of %d holds its share", group.rank, group.size)
+    return network, added
+
+
+def _shard(
+    network: Transformer, group: Processes, dtype: torch.dtype, sharding: Sharding, *, offload: bool
+) -> None:
+    kind = group.device.type
+    if sharding == "full":
+        mesh = init_device_mesh(kind, (group.size,), mesh_dim_names=("shard",))
+    else:
+        mesh = init_device_mesh(kind, (group.size, 1), mesh_dim_names=("replicate", "shard"))
+    policy = CPUOffloadPolicy(pin_memory=kind == "cuda") if offload else OffloadPolicy()
+    for module in (*network.blocks, network):
+        for parameter in module.parameters():
+            # Adapters are float32 already, and blocks that went before are in shares.
+            if not isinstance(parameter, torch.distributed.tensor.DTensor) and not parameter.requires_grad:
+                parameter.data = parameter.data.to(dtype)
+            elif not isinstance(parameter, torch.distributed.tensor.DTensor):
+                parameter.data = parameter.data.float()
+        fully_shard(module, mesh=mesh, offload_policy=policy)
+
+
+def gathered(model: nn.Module, names: Sequence[str] | None = None) -> Iterator[tuple[str, Tensor]]:
+    """Whole parameters by name, one at a time, on the CPU; every process has to go through all of them."""
+    for name, parameter in model.named_parameters():
+        if names is None or name in names:
+            tensor = parameter.detach()
+            yield name, (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).cpu()
+
+
+def save(network: Transformer, folder: Path, group: Processes) -> None:
+    """Write the sharded model as `checkpoint.save` does; the first process gathers it whole and writes."""
+    whole = dict(gathered(network))
+    if group.rank == 0:
+        with torch.device("meta"):
+            copy = Transformer(network.config)
+        state = whole | ({"head.weight": whole["embed.weight"]} if network.config.tied_embeddings else {})
+        copy.load_state_dict(state, assign=True)
+        copy.tie()
+        checkpoint.save(copy, folder)
+    group.wait()
+
+
+class ShardedCheckpoints(Checkpoints):
+    """Checkpoints that every process writes its shares of; any number of processes can go on from them."""
+
+    def __init__(self, folder: Path, group: Processes, *, keep: int = 2):
+        super().__init__(folder, keep=keep)
+        self.group = group
+
+    def save(
+        self,
+        step: int,
+        model: nn.Module,
+        optimizers: Sequence[torch.optim.Optimizer],
+        extra: dict[str, Any],
+    ) -> None:
+        """Write checkpoint `step` whole or not at all, then delete all but the newest `keep`."""
+        state = _learning(model) | _optimizer_state(model, optimizers)
+        self._write(self.folder / f"step-{step:08d}", state, {"step": step} | extra)
+        if self.group.rank == 0:
+            for old in self._numbered()[: -self.keep]:
+                shutil.rmtree(old)
+        self.group.wait()
+
+    def restore(self, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Any] | None:
+        """Load the newest checkpoint into both; what `save` was given as `extra`, or None without.
+
+        Raises:
+            CheckpointError: it is of another model or optimizer.
+        """
+        found = self._numbered()
+        if not found:
+            return None
+        _fill_optimizers(optimizers)
+        state = _learning(model) | _optimizer_state(model, optimizers)
+        extra = self._read(found[-1], state)
+        log.info("resumed at step %d", extra["step"])
+        return extra
+
+    def save_best(self, step: int, loss: float, model: nn.Module) -> None:
+        """Keep these weights as the best of the run, in place of those kept before."""
+        self._write(self.folder / "best", _learning(model), {"step": step, "held_out_loss": loss})
+
+    def load_best(self, model: nn.Module) -> tuple[int, float] | None:
+        """Give `model` the best weights of the run; their step and held-out loss, None without."""
+        if not (self.folder / "best").exists():
+            return None
+        extra = self._read(self.folder / "best", _learning(model))
+        return int(extra["step"]), float(extra["held_out_loss"])
+
+    def _write(self, path: Path, state: dict[str, Any], extra: dict[str, Any]) -> None:
+        partial = path.with_name(path.name + ".partial")
+        if self.group.rank == 0:
+            shutil.rmtree(partial, ignore_errors=True)
+        self.group.wait()
+        dcp.save(state, checkpoint_id=partial)
+        if self.group.rank == 0:
+            torch.save(extra, partial / "run.pt")
+            shutil.rmtree(path, ignore_errors=True)
+            partial.rename(path)
+        self.group.wait()
+
+    def _read(self, path: Path, state: dict[str, Any]) -> dict[str, Any]:
+        try:
+            dcp.load(state, checkpoint_id=path)
+            extra: dict[str, Any] = torch.load(path / "run.pt", weights_only=True)
+        except (RuntimeError, ValueError, KeyError, OSError, dcp.api.CheckpointException) as error:
+            raise CheckpointError(
+                f"'{path}' does not fit this run: {str(error).splitlines()[0]}",
+                "the recipe has changed since; use another --output to start anew",
+            ) from None
+        return extra
+
+    def _numbered(self) -> list[Path]:
+        return sorted(p for p in self.folder.glob("step-????????") if p.is_dir())
+
+
+def _learning(model: nn.Module) -> dict[str, Any]:
+    return {f"model.{name}": x for name, x in trainable(model).items()}
+
+
+def _optimizer_state(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Any]:
+    """By the names of parameters, which do not depend on the number of processes."""
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    return {
+        f"optimizer{number}.{name}.{key}": value
+        for number, optimizer in enumerate(optimizers)
+        for name, p in named
+        if p in optimizer.state
+        for key, value in optimizer.state[p].items()
+    }
+
+
+def _fill_optimizers(optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    """Make the state that a first step makes, changing no weight."""
+    for optimizer in optimizers:
+        rates = [group["lr"] for group in optimizer.param_groups]
+        for group in optimizer.param_groups:
+            group["lr"] = 0.0
+            for p in group["params"]:
+                p.grad = torch.zeros_like(p)
+        optimizer.step()
+        optimizer.zero_grad()
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
