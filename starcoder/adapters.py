@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -219,7 +219,7 @@ class Adapter:
                         "an adapter cannot be merged into quantized weights",
                         "merge it into the model that they were made from, and quantize that",
                     )
-                layer.merge(safe_merge=True)  # type: ignore[operator]
+                layer.merge(safe_merge=True)
         self.remove()
 
     def remove(self) -> None:
@@ -397,10 +397,11 @@ def _inject(tree: nn.Module, config: "PeftConfig", model: nn.Module) -> None:
 
 
 def _is_adapter(name: str, config: "PeftConfig") -> bool:
+    from peft import PeftType
     from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
 
     assert config.peft_type is not None, "made from a method's own class"
-    prefix: str = PEFT_TYPE_TO_PREFIX_MAPPING[config.peft_type]
+    prefix: str = PEFT_TYPE_TO_PREFIX_MAPPING[PeftType(config.peft_type)]
     return prefix in name
 
 
@@ -432,7 +433,7 @@ def _new_config(settings: AdapterSettings, targets: list[str]) -> "PeftConfig":
         offered = ", ".join([*_SWITCHES, *sorted(k.value.lower() for k in kinds if k.value != "LORA")])
         raise ConfigError(f"there is no adapter of kind {settings.kind!r}", f"PEFT offers {offered}")
     config_type = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(method)]
-    words: dict[str, object] = {"target_modules": targets, "task_type": "CAUSAL_LM"}
+    words: dict[str, Any] = {"target_modules": targets, "task_type": "CAUSAL_LM"}
     alpha = int(settings.alpha) if settings.alpha == int(settings.alpha) else settings.alpha
     known = config_type.__dataclass_fields__
     for name, value in (("r", settings.rank), ("lora_alpha", alpha), ("alpha", alpha)):
@@ -455,7 +456,7 @@ def _read_config(folder: Path, layout: Layout) -> "PeftConfig":
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of words that a newer PEFT has
-            config = PeftConfig.from_pretrained(str(folder))
+            config: PeftConfig = PeftConfig.from_pretrained(str(folder))
     except (ValueError, TypeError, KeyError, OSError) as error:
         raise CheckpointError(f"'{path}' cannot be read: {str(error).splitlines()[0]}") from None
     for word in ("modules_to_save", "trainable_token_indices"):

@@ -17,8 +17,9 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
 
@@ -210,7 +211,7 @@ class ShardedCheckpoints(Checkpoints):
         if self.group.rank == 0:
             shutil.rmtree(partial, ignore_errors=True)
         self.group.wait()
-        dcp.save(state, checkpoint_id=partial)
+        state_dict_saver.save(state, checkpoint_id=partial)
         if self.group.rank == 0:
             torch.save(extra, partial / "run.pt")
             shutil.rmtree(path, ignore_errors=True)
@@ -219,9 +220,9 @@ class ShardedCheckpoints(Checkpoints):
 
     def _read(self, path: Path, state: dict[str, Any]) -> dict[str, Any]:
         try:
-            dcp.load(state, checkpoint_id=path)
+            state_dict_loader.load(state, checkpoint_id=path)
             extra: dict[str, Any] = torch.load(path / "run.pt", weights_only=True)
-        except (RuntimeError, ValueError, KeyError, OSError, dcp.api.CheckpointException) as error:
+        except (RuntimeError, ValueError, KeyError, OSError, CheckpointException) as error:
             raise CheckpointError(
                 f"'{path}' does not fit this run: {str(error).splitlines()[0]}",
                 "the recipe has changed since; use another --output to start anew",

@@ -108,7 +108,7 @@ class PreferencePairs:
     def next_batch(self, rows: int, seq_length: int | None = None) -> Batch:
         """The next `rows` pairs; moves on past them."""
         assert seq_length in (None, self._length), "pairs are made for one length"
-        chosen = []
+        chosen: list[Pair] = []
         while len(chosen) < rows:
             order = list(range(len(self.pairs)))
             random.Random(f"pairs {self.seed} {self._epoch}").shuffle(order)
