@@ -20,7 +20,9 @@ from starcoder.errors import ConfigError
 Row = Mapping[str, object]
 
 _SUFFIXES = {".jsonl", ".json", ".parquet", ".csv", ".txt"}
-_VALIDATION = ("valid", "val", "dev", "held_out", "eval")
+_TRAIN = re.compile(r"train([-_.].*)?")
+_VALIDATION = re.compile(r"(valid(ation)?|val|dev|held_out|eval)([-_.].*)?")
+_PROSE = {".md", ".rst", ".toml", ".yaml", ".yml"}  # may stand beside a data set as well as beside code
 _SKIPPED_FOLDERS = {"node_modules", "__pycache__", "venv", "site-packages", "build", "dist", "target"}
 # Suffixes of source files in a folder that is no data set; prose is code's neighbour, so Markdown is in.
 _SOURCE = re.compile(
@@ -257,14 +259,20 @@ def _open(data: str, settings: SourceSettings) -> tuple[Sequence[Row], Sequence[
 
 def _data_files(folder: Path) -> list[Path]:
     """Files of a data set: JSONL or Parquet, or files named after a split; none in a tree of sources."""
+    if any(path.suffix not in _PROSE for path in _source_paths(folder)):
+        return []
     files = sorted(f for pattern in ("*", "*/*") for f in folder.glob(pattern) if f.suffix in _SUFFIXES)
     found = [f for f in files if f.suffix in (".jsonl", ".parquet")]
-    named = [f for f in files if f.suffix in (".csv", ".json") and f.stem.startswith(("train", *_VALIDATION))]
+    named = [
+        f
+        for f in files
+        if f.suffix in (".csv", ".json") and (_TRAIN.fullmatch(f.name) or _is_validation(Path(f.name)))
+    ]
     return [*found, *named]
 
 
 def _is_validation(path: Path) -> bool:
-    return any(part.startswith(_VALIDATION) for part in path.parts)
+    return any(_VALIDATION.fullmatch(part) for part in path.parts)
 
 
 def _read_files(files: Sequence[Path]) -> list[Row]:
@@ -331,20 +339,26 @@ def _read_parquet(path: Path) -> list[Row]:
     return rows
 
 
-def _source_files(folder: Path) -> Iterator[Row]:
-    """The source files of a tree, with their paths in it; hidden, installed and built ones are left out."""
+def _source_paths(folder: Path) -> Iterator[Path]:
+    """The source files of a tree; hidden, installed and built ones are left out."""
     for path in sorted(folder.rglob("*")):
         parts = path.relative_to(folder).parts
         if any(p.startswith(".") or p in _SKIPPED_FOLDERS for p in parts) or not path.is_file():
             continue
-        if not _SOURCE.fullmatch(path.suffix) or path.stat().st_size > _MAX_SOURCE_BYTES:
-            continue
+        if _SOURCE.fullmatch(path.suffix) and path.stat().st_size <= _MAX_SOURCE_BYTES:
+            yield path
+
+
+def _source_files(folder: Path) -> Iterator[Row]:
+    """A tree's sources with their paths in it; what is empty or no UTF-8 is left out."""
+    for path in _source_paths(folder):
         try:
             content = path.read_text(encoding="utf-8")
         except UnicodeDecodeError:
             continue
         if content.strip():
-            yield {"content": content, "path": "/".join(parts), "repository": folder.resolve().name}
+            name = path.relative_to(folder).as_posix()
+            yield {"content": content, "path": name, "repository": folder.resolve().name}
 
 
 def _hub(name: str, settings: SourceSettings) -> Any:

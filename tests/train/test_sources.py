@@ -95,6 +95,7 @@ def test_a_tree_of_sources_is_read_with_its_paths(tmp_path: Path) -> None:
         "e.bin": "no source",
         "empty.py": "",
         "package.json": "{}",
+        "evaluate/starter.jsonl": '{"content": "data of a program"}',
     }.items():
         (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / name).write_text(text)
