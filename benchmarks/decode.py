@@ -28,7 +28,8 @@ from typing import Any
 import torch
 from shapes import SHAPES, Numbers, packed_model
 
-from starcoder.engine.engine import Engine, EngineSettings
+from starcoder.engine.engine import Engine
+from starcoder.engine.settings import EngineSettings
 from starcoder.kernels import describe, native
 from starcoder.model import Transformer
 from starcoder.quantize import QuantizedEmbedding, Scheme

@@ -25,7 +25,8 @@ import torch
 from shapes import SHAPES, Numbers, packed_folder
 
 from starcoder import checkpoint, plan
-from starcoder.engine.engine import Engine, EngineSettings
+from starcoder.engine.engine import Engine
+from starcoder.engine.settings import EngineSettings
 from starcoder.kernels import describe, native
 from starcoder.quantize import Scheme
 from starcoder.request import CompletionRequest, SamplingParams

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from starcoder.config import ModelConfig
-    from starcoder.engine.engine import Engine, EngineSettings
+    from starcoder.engine.engine import Engine
     from starcoder.engine.local import Model, load
+    from starcoder.engine.settings import EngineSettings
     from starcoder.errors import (
         CapacityError,
         CheckpointError,

@@ -13,7 +13,7 @@ import torch
 from starcoder import checkpoint, plan
 from starcoder.config import ModelConfig
 from starcoder.engine.cache import bytes_per_token
-from starcoder.engine.engine import EngineSettings
+from starcoder.engine.settings import EngineSettings
 from starcoder.model import Transformer
 from starcoder.plan import KNOWN
 from starcoder.quantize import QuantizedEmbedding, QuantizedLinear, expect, quantize

@@ -73,7 +73,7 @@ def run(*, options: ServeOptions = ServeOptions(), model: ModelOptions = ModelOp
         ) from None
     from starcoder import checkpoint
     from starcoder.engine import local
-    from starcoder.engine.engine import EngineSettings
+    from starcoder.engine.settings import EngineSettings
     from starcoder.prepare.attribution import Index
 
     level = logging.INFO if options.verbose else logging.WARNING

@@ -8,7 +8,8 @@ from typing import Any, Literal, TypedDict, Unpack, get_args
 import torch
 
 from starcoder import checkpoint
-from starcoder.engine.engine import Engine, EngineSettings
+from starcoder.engine.engine import Engine
+from starcoder.engine.settings import EngineSettings
 from starcoder.errors import ConfigError
 from starcoder.quantize import Scheme
 from starcoder.request import (

@@ -6,7 +6,8 @@ import torch
 
 from starcoder.config import ModelConfig
 from starcoder.engine.cache import bytes_per_token
-from starcoder.engine.engine import Engine, EngineSettings
+from starcoder.engine.engine import Engine
+from starcoder.engine.settings import EngineSettings
 from starcoder.model import Transformer, causal
 from starcoder.prompts import Sentinels
 from starcoder.request import CompletionRequest, SamplingParams

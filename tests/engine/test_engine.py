@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from starcoder.engine.engine import EngineSettings
+from starcoder.engine.settings import EngineSettings
 from starcoder.errors import CapacityError, ConfigError, RequestError
 from starcoder.request import CompletionRequest, SamplingParams, collect
 from tests.engine.small import VARIANTS, VOCAB, Letters, ask, greedy, make_engine, make_model

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 import starcoder.engine.engine
-from starcoder.engine.engine import Engine, EngineSettings
+from starcoder.engine.engine import Engine
 from starcoder.engine.hygiene import AutoClosed
 from starcoder.engine.session import Answer, Plan, Sessions
+from starcoder.engine.settings import EngineSettings
 from starcoder.errors import ConfigError
 from starcoder.request import CompletionRequest, SamplingParams, collect
 from tests.engine.small import make_engine

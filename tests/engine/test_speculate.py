@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from starcoder.engine.engine import EngineSettings
+from starcoder.engine.settings import EngineSettings
 from starcoder.engine.speculate import Cost, Drafts, best_length
 from starcoder.errors import ConfigError
 from starcoder.request import collect

@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 
 from starcoder.engine import local
-from starcoder.engine.engine import EngineSettings
+from starcoder.engine.settings import EngineSettings
 from starcoder.errors import ConfigError
 from starcoder.evaluate import run, samples
 from starcoder.evaluate.recipes import named

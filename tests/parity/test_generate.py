@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from starcoder import checkpoint
-from starcoder.engine.engine import Engine, EngineSettings
+from starcoder.engine.engine import Engine
+from starcoder.engine.settings import EngineSettings
 from starcoder.request import CompletionRequest, SamplingParams, collect
 from tests.tiny import VARIANTS, load_oracle, make_checkpoint, make_tokenizer
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from starcoder.engine.engine import Engine, EngineSettings
+from starcoder.engine.engine import Engine
 from starcoder.engine.local import Model
+from starcoder.engine.settings import EngineSettings
 from starcoder.request import Completion, CompletionRequest, collect
 from starcoder.server.serving import Server
 from starcoder.server.settings import ServerSettings

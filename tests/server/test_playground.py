@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from starcoder.engine.engine import EngineSettings
+from starcoder.engine.settings import EngineSettings
 from starcoder.server.settings import ApiKey
 from tests.server.test_worker import Slow
 

@@ -14,7 +14,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from starcoder.engine.engine import Engine, EngineSettings
+from starcoder.engine.engine import Engine
+from starcoder.engine.settings import EngineSettings
 from starcoder.server.serving import ServerFailure
 from tests.tiny import make_checkpoint, make_tokenizer
 
