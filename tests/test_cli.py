@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from starcoder import __version__
-from starcoder.cli import main, output
+from starcoder.cli import main
+from starcoder.cli.options import ModelOptions
 from starcoder.cli.source import Cursor
 from starcoder.errors import ConfigError
 from starcoder.request import Chunk, CompletionRequest, TokenLogprob, Usage
@@ -49,7 +50,7 @@ class Scripted:
 def scripted(monkeypatch):
     """Replaces the model; the test sees the requests that reach it."""
     generator = Scripted([" return", " a\r\n", "\x1b[31m+ b"])
-    monkeypatch.setattr(output, "_load", lambda options: generator)
+    monkeypatch.setattr(ModelOptions, "load", lambda options: generator)
     return generator
 
 
@@ -301,7 +302,7 @@ def test_text_appears_as_it_is_made(monkeypatch, capsys):
                 yield chunk
                 seen.append(capsys.readouterr().out)
 
-    monkeypatch.setattr(output, "_load", lambda options: Watching(["a", "b"]))
+    monkeypatch.setattr(ModelOptions, "load", lambda options: Watching(["a", "b"]))
     assert main(["generate", "x"]) == 0
     assert seen == ["a", "b"]
 

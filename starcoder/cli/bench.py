@@ -46,17 +46,10 @@ def run(*, options: BenchOptions = BenchOptions(), model: ModelOptions = ModelOp
     from time import perf_counter
 
     from starcoder import checkpoint
-    from starcoder.engine import bench, local
+    from starcoder.engine import bench
 
     start = perf_counter()
-    loaded = local.load(
-        model.model,
-        device=model.device,
-        dtype=model.dtype,
-        quantize=model.quantize,
-        adapter=model.adapter,
-        threads=model.threads,
-    )
+    loaded = model.load()
     load_s = perf_counter() - start
     folder = checkpoint.resolve(model.model)
     config, stored = checkpoint.read_config(folder), checkpoint.scheme_of(folder)

@@ -71,7 +71,6 @@ def run(*, options: ChatOptions = ChatOptions(), model: ModelOptions = ModelOpti
 
 def _load(options: ChatOptions, model: ModelOptions, params: SamplingParams) -> "Conversation":
     from starcoder import checkpoint
-    from starcoder.engine import local
     from starcoder.server.templates import INSTRUCT_MODELS, ChatFormat, base_model
     from starcoder.tokenizer import Tokenizer
 
@@ -83,14 +82,7 @@ def _load(options: ChatOptions, model: ModelOptions, params: SamplingParams) -> 
             base_model(model.model or "the bundled model"),
             f"choose --model, such as {INSTRUCT_MODELS}, or --template default",
         )
-    loaded = local.load(
-        model.model,
-        device=model.device,
-        dtype=model.dtype,
-        quantize=model.quantize,
-        adapter=model.adapter,
-        threads=model.threads,
-    )
+    loaded = model.load()
     return Conversation(loaded, form, params, system=options.system)
 
 

@@ -2,12 +2,16 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Group, Parameter
 
 from starcoder.errors import ConfigError
 from starcoder.request import Layout, SamplingParams
+
+if TYPE_CHECKING:
+    from starcoder.engine.local import Model
+    from starcoder.engine.settings import EngineSettings
 
 _DEFAULT = SamplingParams()
 # For values that may be any text, such as "-", "-- a comment" or "->".
@@ -36,6 +40,20 @@ class ModelOptions:
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:
             raise ConfigError(f"threads is {self.threads}; expected at least 1")
+
+    def load(self, settings: "EngineSettings | None" = None) -> "Model":
+        """The model in an engine. Raises: ConfigError, CheckpointError: as `starcoder.load`."""
+        from starcoder.engine import local  # imports torch
+
+        return local.load(
+            self.model,
+            device=self.device,
+            dtype=self.dtype,
+            quantize=self.quantize,
+            adapter=self.adapter,
+            threads=self.threads,
+            settings=settings,
+        )
 
 
 @Parameter(name="*", group=Group("Sampling", sort_key=1))

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 
 from starcoder.cli.options import AskOptions
-from starcoder.request import Chunk, Completion, CompletionRequest, Generator, collect
+from starcoder.request import Chunk, Completion, CompletionRequest, collect
 
 _DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
 # A model may make any text; on a terminal its control characters are shown, not obeyed.
@@ -24,7 +24,7 @@ def answer(request: CompletionRequest, options: AskOptions) -> None:
     if options.output.verbose:
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     start = time.perf_counter()
-    model = _load(options)
+    model = options.model.load()
     loaded = time.perf_counter()
     chunks = model.generate([request])
     if not options.output.json and request.sampling.n == 1:
@@ -75,20 +75,6 @@ def _sample(sample: Completion) -> dict[str, object]:
             for item in sample.logprobs
         ]
     return out
-
-
-def _load(options: AskOptions) -> Generator:
-    from starcoder.engine import local  # imports torch
-
-    chosen = options.model
-    return local.load(
-        chosen.model,
-        device=chosen.device,
-        dtype=chosen.dtype,
-        quantize=chosen.quantize,
-        adapter=chosen.adapter,
-        threads=chosen.threads,
-    )
 
 
 def _printed(chunks: Iterator[Chunk], request: CompletionRequest, *, echo: bool | None) -> Iterator[Chunk]:

@@ -72,7 +72,6 @@ def run(*, options: ServeOptions = ServeOptions(), model: ModelOptions = ModelOp
             f"the server needs {error.name}, which is not installed", "pip install 'starcoder[serve]'"
         ) from None
     from starcoder import checkpoint
-    from starcoder.engine import local
     from starcoder.engine.settings import EngineSettings
     from starcoder.prepare.attribution import Index
 
@@ -91,18 +90,12 @@ def run(*, options: ServeOptions = ServeOptions(), model: ModelOptions = ModelOp
         trust_prompts=options.trust_prompts,
         drain_s=options.drain_s,
     )
-    loaded = local.load(
-        model.model,
-        device=model.device,
-        dtype=model.dtype,
-        quantize=model.quantize,
-        adapter=model.adapter,
-        threads=model.threads,
-        settings=EngineSettings(
+    loaded = model.load(
+        EngineSettings(
             max_sequences=options.max_sequences,
             max_queue=options.max_queue + options.max_sequences,
             prepare=options.prepare,
-        ),
+        )
     )
     folder = checkpoint.resolve_text(model.model, model.adapter)
     server = serving.Server(
