@@ -125,7 +125,7 @@ def test_a_terminal_keeps_history_and_survives_ctrl_c(chatting):
             first = read_until(parent, "> ", after="hello")
             os.write(parent, b"half a line")
             read_until(parent, "half a line")  # the terminal forgets what was not read before an interrupt
-            time.sleep(0.5)  # Python's input() sees an interrupt only while it waits for a key, not behind one
+            time.sleep(0.5)  # input() sees an interrupt only while it waits for a key, not behind one
             os.write(parent, b"\x03")
             read_until(parent, "> ")
             os.write(parent, b"/reset\r")
