@@ -4,6 +4,7 @@ Where there is no C++ compiler the installation succeeds without it, and torch r
 """
 
 import platform
+from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
@@ -51,7 +52,7 @@ files = [
 native = Extension(
     "starcoder.kernels._native",
     [f"{FOLDER}/{name}.cpp" for name in files],
-    depends=[f"{FOLDER}/{name}" for name in ("starcoder.h", "kernels.h", "pool.h", "variant.inl")],
+    depends=[str(path) for path in sorted(Path(FOLDER).iterdir()) if path.suffix in (".h", ".inl")],
     language="c++",
     optional=True,
 )

@@ -24,7 +24,7 @@ USABLE_SHARE = 0.95
 _DTYPE_BYTES: dict[Weights, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 _BITS: dict[Weights, int] = {"int8": 8, "int4": 4}
 # As `quantize` chooses them; a test holds both to the same bytes.
-_GROUP_SIZES: dict[Weights, int] = {"int4": 32, "int8": 128}
+_GROUP_SIZES: dict[Weights, int] = {"int4": 32, "int8": 64}
 _COLUMNS = 16  # of a packed block; a column has a scale of a byte for each group, and a unit of two for all
 
 # Python with torch, the tokenizer and its 49,152 tokens: resident memory of `starcoder generate` less its

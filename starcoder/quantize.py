@@ -21,8 +21,8 @@ Method = Literal["nearest", "search"]
 __all__ = ["LayerReport", "Method", "QuantizedEmbedding", "QuantizedLinear", "Report", "Scheme"]
 __all__ += ["expect", "quantize", "quantize_matrix", "quantize_with_error"]
 
-# Weights that share a scale, which costs a byte: 4.25 and 8.06 bits a weight (benchmarks/quality.py).
-_GROUP_SIZES: dict[Scheme, int] = {"int4": 32, "int8": 128}
+# Weights that share a scale, which costs a byte: 4.25 and 8.13 bits a weight (benchmarks/quality.py).
+_GROUP_SIZES: dict[Scheme, int] = {"int4": 32, "int8": 64}
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,4 +40,4 @@ def test_the_entry_of_config_json_is_the_one_that_is_written(scheme, tmp_path):
 
 
 def test_the_group_sizes_are_those_of_the_code():
-    assert _GROUP_SIZES == {"int4": 32, "int8": 128}
+    assert _GROUP_SIZES == {"int4": 32, "int8": 64}

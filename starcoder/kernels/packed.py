@@ -16,7 +16,7 @@ from torch import Tensor
 
 Scheme = Literal["int8", "int4"]
 COLUMNS = 16  # of a block
-GROUP_SIZES = (32, 64, 128, 256)  # that the kernels can read
+GROUP_SIZES = (32, 64, 128)  # that the kernels can read
 
 
 @dataclass(frozen=True, slots=True)

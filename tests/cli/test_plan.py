@@ -35,7 +35,7 @@ def test_the_document_holds_the_plan_and_every_choice(capsys):
     )
 
     expected = plan(STARCODER, "int8", context=4096)
-    assert found["plan"]["weight_bytes"] == expected.weight_bytes == 15_650_418_688
+    assert found["plan"]["weight_bytes"] == expected.weight_bytes == 15_771_627_520
     assert found["plan"]["total_bytes"] == expected.total_bytes
     assert found["use"] == found["plan"]
     assert [choice["weights"] for choice in found["choices"]] == ["float32", "bfloat16", "int8", "int4"]

@@ -8,18 +8,20 @@
 // Inputs of a k-block are kept together, so that a panel of weights meets them in order.
 constexpr int32_t K_BLOCK = 256;
 constexpr int32_t COLUMNS = 16;       // of one packed block
+constexpr int32_t CHUNK = 32;         // inputs that are multiplied at once
+constexpr int32_t ROUNDED = 128;      // activations that share a scale
 constexpr int32_t SPLIT = 128;        // keys summed at once; the order of sums depends on nothing else
 constexpr int32_t DIRECT_ROWS = 8;    // up to here weights are unpacked in registers, beyond into a panel
 
 // Rows of activations as a linear wants them. Float: x alone. Quantized: [k-block][row][K_BLOCK] integers and
-// [k-block][row][K_BLOCK / group] scales, and sums times -8.
+// [k-block][row][K_BLOCK / ROUNDED] scales, and for int4 [k-block][row][K_BLOCK / CHUNK] where sums of products start.
 struct Activations {
   int32_t rows;
   int64_t stride;  // floats from one row of x to the next
   const float *x;
   int8_t *integers;
   float *scales;
-  int32_t *sums;
+  int32_t *starts;
 };
 
 struct Epilogue {
@@ -59,7 +61,7 @@ static inline const uint8_t *scales_of(const ScLinear &w, int64_t block) {
 struct Kernels {
   const char *name;
   // int8 rows are stored plus 128 where the processor multiplies unsigned by signed
-  void (*quantize)(const float *x, int32_t kind, int32_t inputs, int32_t group, const Activations *, int32_t row);
+  void (*quantize)(const float *x, int32_t kind, int32_t inputs, const Activations *, int32_t row);
   void (*linear)(const ScLinear *, const Activations *, int32_t block, int32_t end, const Epilogue *, float *scratch);
   void (*norm)(const float *x, const float *weight, const float *bias, float eps, int32_t size, float *y);
   void (*attend)(const Queries *, int32_t split, const Partial *, float *scratch);

@@ -19,10 +19,11 @@ inline float top_of(F v) {
   return _mm_cvtss_f32(_mm_max_ss(top, _mm_movehdup_ps(top)));
 }
 
-inline int32_t total_of(I v) {
-  __m128i sum = _mm_add_epi32(_mm256_castsi256_si128((__m256i)v), _mm256_extracti128_si256((__m256i)v, 1));
-  sum = _mm_hadd_epi32(sum, sum);
-  return _mm_cvtsi128_si32(_mm_hadd_epi32(sum, sum));
+// Minus 8 times the sum of a chunk of activations, as the sums of its products start: in two halves of 16 bits, of
+// inputs 0 and 1 of every four and of inputs 2 and 3.
+inline int32_t start_of(I v) {
+  const int32_t low = v[0] + v[1] + v[4] + v[5], high = v[2] + v[3] + v[6] + v[7];
+  return (int32_t)(((uint32_t)(-8 * low) & 0xFFFF) | (uint32_t)(-8 * high) << 16);
 }
 
 // Integers within a signed byte, to bytes.
@@ -34,10 +35,6 @@ inline void store_bytes(int8_t *to, I v, int8_t flip) {
 inline F load_bfloat16(const uint8_t *p) {
   return (F)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)), 16);
 }
-inline F load_signed(const uint8_t *p) {
-  return (F)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)));
-}
-
 inline __m256i load_bytes(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
 
 inline __m256i four(const int8_t *a) {
@@ -49,100 +46,99 @@ inline __m256i four(const int8_t *a) {
 // The compiler would reorder a chain of sums into a tree and run out of registers.
 inline void keep_order(__m256i &sum) { asm("" : "+x"(sum)); }
 
-// Sums of at most eight products in 16 bits, for R rows and 16 columns. Nibbles times signed bytes: a product pair is
-// at most 2 * 15 * 127 in size, so eight of them fit.
+// Signed multiples of eight columns, each twice: what 16-bit sums are multiplied with while pairs of them are added.
+typedef __m256i M;
+inline M load_multiples(const uint8_t *p) {
+  const __m256i wide = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p));
+  return _mm256_blend_epi16(wide, _mm256_slli_epi32(wide, 16), 0xAA);
+}
+
+// Sums of one chunk in 16 bits, for R rows and 16 columns. They start at minus what the 8 of every nibble adds too much,
+// so each stays a sum of 16 products within 8 * 127.
 template <int R>
 struct Short {
   __m256i s[R][2];
-  INNER void add(__m256i w0, __m256i w1, const int8_t *a, int64_t stride) {
+  INNER explicit Short(const int32_t *starts, int64_t stride) {
+#pragma GCC unroll 4
+    for (int r = 0; r < R; r++) s[r][0] = s[r][1] = _mm256_set1_epi32(starts[r * stride]);
+  }
+  INNER void add(__m256i w0, __m256i w1, const int8_t *a) {
 #pragma GCC unroll 4
     for (int r = 0; r < R; r++) {
-      const __m256i x = four(a + r * stride);
+      const __m256i x = four(a + r * K_BLOCK);
       s[r][0] = _mm256_add_epi16(s[r][0], _mm256_maddubs_epi16(w0, x));
       s[r][1] = _mm256_add_epi16(s[r][1], _mm256_maddubs_epi16(w1, x));
       keep_order(s[r][0]);
       keep_order(s[r][1]);
     }
   }
-  INNER void start(__m256i w0, __m256i w1, const int8_t *a, int64_t stride) {
+  INNER void widen(const M *m, I (&d)[R][NV]) const {
 #pragma GCC unroll 4
     for (int r = 0; r < R; r++) {
-      const __m256i x = four(a + r * stride);
-      s[r][0] = _mm256_maddubs_epi16(w0, x);
-      s[r][1] = _mm256_maddubs_epi16(w1, x);
-    }
-  }
-  INNER void widen(I (&d)[R][NV]) const {
-    const __m256i one = _mm256_set1_epi16(1);
-#pragma GCC unroll 4
-    for (int r = 0; r < R; r++) {
-      d[r][0] += (I)_mm256_madd_epi16(s[r][0], one);
-      d[r][1] += (I)_mm256_madd_epi16(s[r][1], one);
+      d[r][0] += (I)_mm256_madd_epi16(s[r][0], m[0]);
+      d[r][1] += (I)_mm256_madd_epi16(s[r][1], m[1]);
     }
   }
 };
 
 template <int R>
-INNER void dot_int4(const uint8_t *w, const int8_t *a, int64_t stride, int inputs, I (&d)[R][NV]) {
+INNER void add_int4(const uint8_t *w, const int8_t *a, const int32_t *starts, int64_t stride, const M *m, I (&d)[R][NV]) {
   const __m256i mask = _mm256_set1_epi8(15);
-  for (int k = 0; k < inputs; k += 32, w += 256, a += 32) {
-    Short<R> sums;
+  Short<R> part(starts, stride);
 #pragma GCC unroll 4
-    for (int i = 0; i < 4; i++) {
-      _mm_prefetch((const char *)w + i * 64 + 2048, _MM_HINT_T0);
-      const __m256i w0 = load_bytes(w + i * 64), w1 = load_bytes(w + i * 64 + 32);
-      const __m256i low0 = _mm256_and_si256(w0, mask), low1 = _mm256_and_si256(w1, mask);
-      if (i == 0)
-        sums.start(low0, low1, a, stride);
-      else
-        sums.add(low0, low1, a + 8 * i, stride);
-      const __m256i high0 = _mm256_and_si256(_mm256_srli_epi16(w0, 4), mask);
-      const __m256i high1 = _mm256_and_si256(_mm256_srli_epi16(w1, 4), mask);
-      sums.add(high0, high1, a + 8 * i + 4, stride);
-    }
-    sums.widen(d);
+  for (int k = 0; k < CHUNK; k += 8, w += 64, a += 8) {
+    _mm_prefetch((const char *)w + 2048, _MM_HINT_T0);
+    const __m256i w0 = load_bytes(w), w1 = load_bytes(w + 32);
+    part.add(_mm256_and_si256(w0, mask), _mm256_and_si256(w1, mask), a);
+    const __m256i high0 = _mm256_and_si256(_mm256_srli_epi16(w0, 4), mask);
+    const __m256i high1 = _mm256_and_si256(_mm256_srli_epi16(w1, 4), mask);
+    part.add(high0, high1, a + 4);
   }
+  part.widen(m, d);
+}
+
+// The compiler would keep these in registers and spill what the inner loop needs: a quarter of the speed.
+template <int R>
+INNER void in_memory(I (&d)[R][NV]) {
+  asm("" : "+m"(d));
 }
 
 // The same with the nibbles already apart.
 template <int R>
-INNER void dot_bytes(const uint8_t *w, const int8_t *a, int64_t stride, int inputs, I (&d)[R][NV]) {
-  for (int k = 0; k < inputs; k += 32, w += 512, a += 32) {
-    Short<R> sums;
-    sums.start(load_bytes(w), load_bytes(w + 32), a, stride);
+INNER void add_nibbles(const uint8_t *w, const int8_t *a, const int32_t *starts, int64_t stride, const M *m,
+                       I (&d)[R][NV]) {
+  in_memory(d);
+  Short<R> part(starts, stride);
 #pragma GCC unroll 8
-    for (int i = 1; i < 8; i++)
-      sums.add(load_bytes(w + i * 64), load_bytes(w + i * 64 + 32), a + 4 * i, stride);
-    sums.widen(d);
-  }
+  for (int k = 0; k < CHUNK; k += 4, w += 64) part.add(load_bytes(w), load_bytes(w + 32), a + k);
+  in_memory(d);
+  part.widen(m, d);
 }
 
 // Activations plus 128 times signed weights; the promise on neighbours keeps each pair within 16 bits.
 template <int R>
-INNER void dot_int8(const uint8_t *w, const int8_t *a, int64_t stride, int inputs, I (&d)[R][NV]) {
-  const __m256i one = _mm256_set1_epi16(1);
-  I sum[R][NV];
-  for (int r = 0; r < R; r++) sum[r][0] = d[r][0], sum[r][1] = d[r][1];
-  for (int k = 0; k < inputs; k += 4, w += 64) {
+INNER void add_int8(const uint8_t *w, const int8_t *a, const M *m, I (&d)[R][NV]) {
+#pragma GCC unroll 2
+  for (int k = 0; k < CHUNK; k += 4, w += 64) {
     _mm_prefetch((const char *)w + 2048, _MM_HINT_T0);
     const __m256i w0 = load_bytes(w), w1 = load_bytes(w + 32);
+#pragma GCC unroll 4
     for (int r = 0; r < R; r++) {
-      const __m256i x = four(a + r * stride + k);
-      sum[r][0] += (I)_mm256_madd_epi16(_mm256_maddubs_epi16(x, w0), one);
-      sum[r][1] += (I)_mm256_madd_epi16(_mm256_maddubs_epi16(x, w1), one);
+      const __m256i x = four(a + r * K_BLOCK + k);
+      d[r][0] += (I)_mm256_madd_epi16(_mm256_maddubs_epi16(x, w0), m[0]);
+      d[r][1] += (I)_mm256_madd_epi16(_mm256_maddubs_epi16(x, w1), m[1]);
     }
   }
-  for (int r = 0; r < R; r++) d[r][0] = sum[r][0], d[r][1] = sum[r][1];
 }
 
-// Minus 128 times the sums of weights: what the bias of activations added too much.
-INNER void sum_int8(const uint8_t *w, int inputs, I (&s)[NV]) {
-  const __m256i one = _mm256_set1_epi16(1), ones = _mm256_set1_epi8(1);
+// Minus 128 times the sums of weights: what the bias of activations adds too much.
+INNER void sum_int8(const uint8_t *w, const M *m, I *s) {
+  const __m256i ones = _mm256_set1_epi8(1);
   __m256i sum[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
-  for (int k = 0; k < inputs; k += 4, w += 64)
+  for (int k = 0; k < CHUNK; k += 4, w += 64)
     for (int v = 0; v < 2; v++)
       sum[v] = _mm256_add_epi16(sum[v], _mm256_maddubs_epi16(ones, load_bytes(w + 32 * v)));
-  for (int v = 0; v < 2; v++) s[v] = (I)_mm256_madd_epi16(sum[v], one) * -128;
+  for (int v = 0; v < 2; v++) s[v] -= (I)_mm256_slli_epi32(_mm256_madd_epi16(sum[v], m[v]), 7);
 }
 
 inline void unpack(const uint8_t *line, uint8_t *out) {

@@ -14,7 +14,8 @@ constexpr int NV = COLUMNS / W;
 inline F fma(F a, F b, F c) { return (F)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
 
 inline float top_of(F v) { return _mm512_reduce_max_ps((__m512)v); }
-inline int32_t total_of(I v) { return _mm512_reduce_add_epi32((__m512i)v); }
+// Minus 8 times the sum of a chunk of activations, as the sums of its products start.
+inline int32_t start_of(I v) { return -8 * _mm512_reduce_add_epi32((__m512i)v); }
 
 // Integers within a signed byte, to bytes.
 inline void store_bytes(int8_t *to, I v, int8_t flip) {
@@ -24,9 +25,8 @@ inline void store_bytes(int8_t *to, I v, int8_t flip) {
 inline F load_bfloat16(const uint8_t *p) {
   return (F)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16);
 }
-inline F load_signed(const uint8_t *p) {
-  return (F)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));
-}
+typedef I M;  // multiples of columns
+inline M load_multiples(const uint8_t *p) { return (M)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)); }
 
 inline __m512i four(const int8_t *a) {
   int32_t bits;
@@ -34,44 +34,57 @@ inline __m512i four(const int8_t *a) {
   return _mm512_set1_epi32(bits);
 }
 
+// Sums of one chunk, times multiples, for R rows and 16 columns. They start at minus what the 8 of every nibble adds too
+// much.
 template <int R>
-INNER void dot_int4(const uint8_t *w, const int8_t *a, int64_t stride, int inputs, I (&d)[R][NV]) {
+INNER void add_int4(const uint8_t *w, const int8_t *a, const int32_t *starts, int64_t stride, const M *m, I (&d)[R][NV]) {
   const __m512i mask = _mm512_set1_epi8(15);
-  for (int k = 0; k < inputs; k += 8, w += 64) {
+  __m512i sum[R];
+  for (int r = 0; r < R; r++) sum[r] = _mm512_set1_epi32(starts[r * stride]);
+  for (int k = 0; k < CHUNK; k += 8, w += 64) {
     _mm_prefetch((const char *)w + 2048, _MM_HINT_T0);
     const __m512i line = _mm512_loadu_si512(w), low = _mm512_and_si512(line, mask);
     const __m512i high = _mm512_and_si512(_mm512_srli_epi16(line, 4), mask);
     for (int r = 0; r < R; r++) {
-      const __m512i sum = _mm512_dpbusd_epi32((__m512i)d[r][0], low, four(a + r * stride + k));
-      d[r][0] = (I)_mm512_dpbusd_epi32(sum, high, four(a + r * stride + k + 4));
+      sum[r] = _mm512_dpbusd_epi32(sum[r], low, four(a + r * K_BLOCK + k));
+      sum[r] = _mm512_dpbusd_epi32(sum[r], high, four(a + r * K_BLOCK + k + 4));
     }
   }
+  for (int r = 0; r < R; r++) d[r][0] += (I)sum[r] * m[0];
 }
 
+// The same with the nibbles already apart.
 template <int R>
-INNER void dot_bytes(const uint8_t *w, const int8_t *a, int64_t stride, int inputs, I (&d)[R][NV]) {
-  for (int k = 0; k < inputs; k += 4, w += 64) {
+INNER void add_nibbles(const uint8_t *w, const int8_t *a, const int32_t *starts, int64_t stride, const M *m,
+                       I (&d)[R][NV]) {
+  __m512i sum[R];
+  for (int r = 0; r < R; r++) sum[r] = _mm512_set1_epi32(starts[r * stride]);
+  for (int k = 0; k < CHUNK; k += 4, w += 64) {
     const __m512i line = _mm512_loadu_si512(w);
-    for (int r = 0; r < R; r++)
-      d[r][0] = (I)_mm512_dpbusd_epi32((__m512i)d[r][0], line, four(a + r * stride + k));
+    for (int r = 0; r < R; r++) sum[r] = _mm512_dpbusd_epi32(sum[r], line, four(a + r * K_BLOCK + k));
   }
+  for (int r = 0; r < R; r++) d[r][0] += (I)sum[r] * m[0];
 }
 
+// Activations plus 128 times signed weights.
 template <int R>
-INNER void dot_int8(const uint8_t *w, const int8_t *a, int64_t stride, int inputs, I (&d)[R][NV]) {
-  for (int k = 0; k < inputs; k += 4, w += 64) {
+INNER void add_int8(const uint8_t *w, const int8_t *a, const M *m, I (&d)[R][NV]) {
+  __m512i sum[R];
+  for (int r = 0; r < R; r++) sum[r] = _mm512_setzero_si512();
+  for (int k = 0; k < CHUNK; k += 4, w += 64) {
     _mm_prefetch((const char *)w + 2048, _MM_HINT_T0);
     const __m512i line = _mm512_loadu_si512(w);
-    for (int r = 0; r < R; r++)
-      d[r][0] = (I)_mm512_dpbusd_epi32((__m512i)d[r][0], four(a + r * stride + k), line);
+    for (int r = 0; r < R; r++) sum[r] = _mm512_dpbusd_epi32(sum[r], four(a + r * K_BLOCK + k), line);
   }
+  for (int r = 0; r < R; r++) d[r][0] += (I)sum[r] * m[0];
 }
 
-INNER void sum_int8(const uint8_t *w, int inputs, I (&s)[NV]) {
+// Minus 128 times the sums of weights: what the bias of activations adds too much.
+INNER void sum_int8(const uint8_t *w, const M *m, I *s) {
   __m512i sum = _mm512_setzero_si512();
-  for (int k = 0; k < inputs; k += 4, w += 64)
+  for (int k = 0; k < CHUNK; k += 4, w += 64)
     sum = _mm512_dpbusd_epi32(sum, _mm512_set1_epi8(1), _mm512_loadu_si512(w));
-  s[0] = (I)sum * -128;
+  s[0] -= (I)sum * m[0] * 128;
 }
 
 inline void unpack(const uint8_t *line, uint8_t *out) {

@@ -17,7 +17,8 @@ inline float top_of(F v) {
   return top;
 }
 
-inline int32_t total_of(I v) { return v[0] + v[1] + v[2] + v[3]; }
+// Minus 8 times the sum of a chunk of activations, as the sums of its products start.
+inline int32_t start_of(I v) { return -8 * (v[0] + v[1] + v[2] + v[3]); }
 
 // Integers within a signed byte, to bytes.
 inline void store_bytes(int8_t *to, I v, int8_t flip) {
@@ -29,44 +30,51 @@ inline F load_bfloat16(const uint8_t *p) {
   for (int i = 0; i < W; i++) bits[i] = (int32_t)((uint32_t)(p[2 * i] | p[2 * i + 1] << 8) << 16);
   return (F)bits;
 }
-inline F load_signed(const uint8_t *p) {
-  F v;
+typedef I M;  // multiples of columns
+inline M load_multiples(const uint8_t *p) {
+  M v;
   for (int i = 0; i < W; i++) v[i] = (int8_t)p[i];
   return v;
 }
 
+// Sums of one chunk, times multiples, for R rows and 16 columns. They start at minus what the 8 of every nibble adds too
+// much.
 template <int R>
-INNER void dot_int4(const uint8_t *w, const int8_t *a, int64_t stride, int inputs, I (&d)[R][NV]) {
+INNER void add_int4(const uint8_t *w, const int8_t *a, const int32_t *starts, int64_t stride, const M *m, I (&d)[R][NV]) {
   for (int r = 0; r < R; r++)
     for (int c = 0; c < COLUMNS; c++) {
-      int32_t sum = 0;
-      for (int k = 0; k < inputs; k++) {
+      int32_t sum = starts[r * stride];
+      for (int k = 0; k < CHUNK; k++) {
         const int byte = w[k / 8 * 64 + 4 * c + k % 4];
-        sum += (k & 4 ? byte >> 4 : byte & 15) * a[r * stride + k];
+        sum += (k & 4 ? byte >> 4 : byte & 15) * a[r * K_BLOCK + k];
       }
-      d[r][c / W][c % W] += sum;
+      d[r][c / W][c % W] += sum * m[c / W][c % W];
+    }
+}
+
+// The same with the nibbles already apart.
+template <int R>
+INNER void add_nibbles(const uint8_t *w, const int8_t *a, const int32_t *starts, int64_t stride, const M *m,
+                       I (&d)[R][NV]) {
+  for (int r = 0; r < R; r++)
+    for (int c = 0; c < COLUMNS; c++) {
+      int32_t sum = starts[r * stride];
+      for (int k = 0; k < CHUNK; k++) sum += w[k / 4 * 64 + 4 * c + k % 4] * a[r * K_BLOCK + k];
+      d[r][c / W][c % W] += sum * m[c / W][c % W];
     }
 }
 
 template <int R>
-INNER void dot_bytes(const uint8_t *w, const int8_t *a, int64_t stride, int inputs, I (&d)[R][NV]) {
+INNER void add_int8(const uint8_t *w, const int8_t *a, const M *m, I (&d)[R][NV]) {
   for (int r = 0; r < R; r++)
     for (int c = 0; c < COLUMNS; c++) {
       int32_t sum = 0;
-      for (int k = 0; k < inputs; k++) sum += (int8_t)w[k / 4 * 64 + 4 * c + k % 4] * a[r * stride + k];
-      d[r][c / W][c % W] += sum;
+      for (int k = 0; k < CHUNK; k++) sum += (int8_t)w[k / 4 * 64 + 4 * c + k % 4] * a[r * K_BLOCK + k];
+      d[r][c / W][c % W] += sum * m[c / W][c % W];
     }
 }
 
-template <int R>
-INNER void dot_int8(const uint8_t *w, const int8_t *a, int64_t stride, int inputs, I (&d)[R][NV]) {
-  dot_bytes<R>(w, a, stride, inputs, d);
-}
-
-// Minus 128 times the sums of weights: what the bias of activations added too much. None here.
-INNER void sum_int8(const uint8_t *, int, I (&s)[NV]) {
-  for (int v = 0; v < NV; v++) s[v] = I{};
-}
+INNER void sum_int8(const uint8_t *, const M *, I *) {}  // activations carry no bias here
 
 inline void unpack(const uint8_t *line, uint8_t *out) {  // 8 inputs of 16 columns
   for (int i = 0; i < 64; i++) out[i] = line[i] & 15, out[64 + i] = line[i] >> 4;

@@ -19,7 +19,7 @@ extern "C" {
 enum { SC_FLOAT32 = 1, SC_INT8 = 2, SC_INT4 = 3 };
 
 typedef struct {
-  int32_t kind, columns, inputs, group;  // columns: outputs; group: inputs per scale (32, 64, 128 or 256)
+  int32_t kind, columns, inputs, group;  // columns: outputs; group: inputs per scale (32, 64 or 128)
   const void *data;                      // packed, or row-major floats [columns][inputs]
   const uint8_t *scales;                 // [block][2 + groups][16]
   const float *bias;  // or null

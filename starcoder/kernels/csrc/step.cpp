@@ -16,13 +16,13 @@ constexpr int QUERY_ROWS = 96;  // of a tile of attention: enough to make packin
 
 int64_t rounded(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
-struct Buffers {  // integers, scales and sums of some rows of activations
+struct Buffers {  // integers, scales and starts of some rows of activations
   std::vector<int8_t> integers;
   std::vector<float> scales, normed;
-  std::vector<int32_t> sums;
+  std::vector<int32_t> starts;
   void reserve(int64_t rows, int64_t inputs) {
     const size_t size = rows * rounded(inputs, K_BLOCK);
-    if (integers.size() < size) integers.resize(size), scales.resize(size / 32), sums.resize(size / 32);
+    if (integers.size() < size) integers.resize(size), scales.resize(size / ROUNDED), starts.resize(size / CHUNK);
     if (normed.size() < (size_t)(rows * inputs)) normed.resize(rows * inputs);
   }
 };
@@ -93,7 +93,7 @@ class Runner {
     const bool alone = rows == 1;
     Buffers &to = alone ? own_.buffers : space_.buffers;
     Activations out{rows, w.inputs, weight ? to.normed.data() : x, to.integers.data(), to.scales.data(),
-                    to.sums.data()};
+                    to.starts.data()};
     if (!weight && w.kind == SC_FLOAT32) return out;
     const auto one = [&](int64_t row) {
       const float *from = x + row * w.inputs;
@@ -102,7 +102,7 @@ class Runner {
         kernels_.norm(from, weight, bias, eps, w.inputs, normed);
         from = normed;
       }
-      if (w.kind != SC_FLOAT32) kernels_.quantize(from, w.kind, w.inputs, w.group, &out, row);
+      if (w.kind != SC_FLOAT32) kernels_.quantize(from, w.kind, w.inputs, &out, row);
     };
     if (alone)
       one(0);

@@ -67,51 +67,51 @@ inline F gelu_erf(F x) {
   return spread(0.5f) * x * twice;
 }
 
-// One group: `size` numbers at x, zeros after them.
-inline void quantize_group(const float *x, int32_t size, int8_t flip, int8_t *to, float *stored_scale, int32_t *sum) {
+// ROUNDED numbers at x that share a scale.
+inline void quantize_part(const float *x, int8_t flip, int8_t *to, float *stored_scale, int32_t *starts) {
   F top = F{};
-  for (int i = 0; i < size; i += W) {
+  for (int i = 0; i < ROUNDED; i += W) {
     const F v = load(x + i);
     top = larger(top, larger(v, -v));
   }
   const float scale = top_of(top) * (1.f / 127.f);
   const F inverse = spread(scale > 0 ? 1.f / scale : 0.f);
-  I total = I{};
-  for (int i = 0; i < size; i += W) {
-    // A scale too small to invert overflows: keep within the range that integers promise.
-    const F v = smaller(larger(nearest(load(x + i) * inverse), spread(-127.f)), spread(127.f));
-    const I q = __builtin_convertvector(v, I);
-    total += q;
-    store_bytes(to + i, q, flip);
+  for (int chunk = 0; chunk < ROUNDED; chunk += CHUNK) {
+    I total = I{};
+    for (int i = chunk; i < chunk + CHUNK; i += W) {
+      // A scale too small to invert overflows: keep within the range that integers promise.
+      const F v = smaller(larger(nearest(load(x + i) * inverse), spread(-127.f)), spread(127.f));
+      const I q = __builtin_convertvector(v, I);
+      total += q;
+      store_bytes(to + i, q, flip);
+    }
+    starts[chunk / CHUNK] = start_of(total);
   }
   *stored_scale = scale;
-  *sum = -8 * total_of(total);
 }
 
-void quantize(const float *x, int32_t kind, int32_t inputs, int32_t group, const Activations *out, int32_t row) {
+void quantize(const float *x, int32_t kind, int32_t inputs, const Activations *out, int32_t row) {
   const int8_t flip = kind == SC_INT8 && kBiased ? -128 : 0;  // adds 128
-  const int per_block = K_BLOCK / group;
-  for (int32_t k = 0, g = 0; k < inputs; k += group, g++) {
-    const int64_t at = (int64_t)(g / per_block) * out->rows + row, scalar = at * per_block + g % per_block;
-    int8_t *to = out->integers + at * K_BLOCK + g % per_block * group;
+  for (int32_t k = 0; k < inputs; k += ROUNDED) {
+    const int64_t at = ((int64_t)(k / K_BLOCK) * out->rows + row) * K_BLOCK + k % K_BLOCK;
     const float *from = x + k;
-    float part[K_BLOCK];
-    if (k + group > inputs) {
+    float part[ROUNDED];
+    if (k + ROUNDED > inputs) {
       memset(part, 0, sizeof part);
       memcpy(part, from, (inputs - k) * sizeof(float));
       from = part;
     }
-    quantize_group(from, group, flip, to, out->scales + scalar, out->sums + scalar);
+    quantize_part(from, flip, out->integers + at, out->scales + at / ROUNDED, out->starts + at / CHUNK);
   }
 }
 
-inline void finish(const ScLinear *w, const Epilogue *to, int32_t block, int32_t row, const float *c) {
+inline void finish(const ScLinear *w, const Epilogue *to, int32_t block, int32_t row, const F *unit, const float *c) {
   const int32_t column = block * COLUMNS, count = least(COLUMNS, w->columns - column);
   alignas(64) float out[COLUMNS], bias[COLUMNS] = {0};
   float *y = to->y + row * to->stride + column;
   if (w->bias) memcpy(bias, w->bias + column, count * sizeof(float));
   for (int v = 0; v < COLUMNS; v += W) {
-    F t = load(c + v) + load(bias + v);
+    F t = fma(load(c + v), unit[v / W], load(bias + v));
     if (to->gelu == 1) t = gelu_tanh(t);
     if (to->gelu == 2) t = gelu_erf(t);
     store(out + v, t);
@@ -122,39 +122,34 @@ inline void finish(const ScLinear *w, const Epilogue *to, int32_t block, int32_t
     memcpy(y, out, count * sizeof(float));
 }
 
-// Where the sums of a group start: minus what its offsets will add too much. Nibbles are 8 too large, so that depends
-// on the row; int8 activations may be 128 too large, which depends on the column.
+// c[R][16] += sums of one part, in the one order that all row counts share.
 template <int R>
-INNER void start_group(I (&d)[R][NV], const int32_t *sums, int64_t stride, const I *weight_sums) {
-  for (int r = 0; r < R; r++)
-    for (int v = 0; v < NV; v++) d[r][v] = weight_sums ? weight_sums[v] : spread_int(sums[r * stride]);
-}
-
-// c[R][16] += sums of one group, in the one order that all row counts share.
-template <int R>
-INNER void add_group(float *c, const I (&d)[R][NV], const float *scales, int64_t stride, const F *w) {
+INNER void add_part(float *c, const I (&d)[R][NV], const float *scales) {
   for (int r = 0; r < R; r++) {
-    const F scale = spread(scales[r * stride]);
+    const F scale = spread(scales[r * (K_BLOCK / ROUNDED)]);
     for (int v = 0; v < NV; v++) {
       float *to = c + r * COLUMNS + v * W;
-      store(to, fma(to_float(d[r][v]) * scale, w[v], load(to)));
+      store(to, fma(to_float(d[r][v]), scale, load(to)));
     }
   }
 }
 
-inline const uint8_t *data_of(const ScLinear *w, int32_t block, int32_t g) {
-  const int64_t bytes = (int64_t)w->group * COLUMNS / (w->kind == SC_INT4 ? 2 : 1);
-  return (const uint8_t *)w->data + (block * groups_of(*w) + g) * bytes;
+// A chunk of packed weights: int4 has half a byte for each.
+inline int64_t chunk_bytes(const ScLinear *w) { return CHUNK * COLUMNS / (w->kind == SC_INT4 ? 2 : 1); }
+inline const uint8_t *data_of(const ScLinear *w, int32_t block, int32_t chunk) {
+  return (const uint8_t *)w->data + (block * groups_of(*w) * (w->group / CHUNK) + chunk) * chunk_bytes(w);
 }
 
 struct Scales {  // of a block
   const uint8_t *multiples;
+  const int32_t chunks;  // that share a multiple
   F unit[NV];
-  INNER Scales(const ScLinear *w, int32_t block) : multiples(scales_of(*w, block) + 2 * COLUMNS) {
+  INNER Scales(const ScLinear *w, int32_t block)
+      : multiples(scales_of(*w, block) + 2 * COLUMNS), chunks(w->group / CHUNK) {
     for (int v = 0; v < NV; v++) unit[v] = load_bfloat16(multiples + (v * W - COLUMNS) * 2);
   }
-  INNER void of_group(int32_t g, F *scale) const {
-    for (int v = 0; v < NV; v++) scale[v] = load_signed(multiples + g * COLUMNS + v * W) * unit[v];
+  INNER void of_chunk(int32_t chunk, M *m) const {
+    for (int v = 0; v < NV; v++) m[v] = load_multiples(multiples + chunk / chunks * COLUMNS + v * W);
   }
 };
 
@@ -162,70 +157,76 @@ struct Scales {  // of a block
 template <int R>
 void direct(const ScLinear *w, const Activations *x, int32_t block, int32_t row, const Epilogue *to) {
   alignas(64) float c[R * COLUMNS] = {0};
-  const int32_t per_block = K_BLOCK / w->group, groups = groups_of(*w);
   const Scales scales(w, block);
-  for (int32_t g = 0; g < groups; g++) {
-    const uint8_t *data = data_of(w, block, g);
-    const int64_t at = (int64_t)(g / per_block) * x->rows + row;
-    const int8_t *a = x->integers + at * K_BLOCK + g % per_block * w->group;
-    I d[R][NV], weight_sums[NV];
-    F scale[NV];
-    scales.of_group(g, scale);
-    const int64_t scalar = at * per_block + g % per_block;
-    if (w->kind == SC_INT4) {
-      start_group<R>(d, x->sums + scalar, per_block, nullptr);
-      dot_int4<R>(data, a, K_BLOCK, w->group, d);
-    } else {
-      sum_int8(data, w->group, weight_sums);
-      start_group<R>(d, nullptr, 0, weight_sums);
-      dot_int8<R>(data, a, K_BLOCK, w->group, d);
+  const int32_t chunks = groups_of(*w) * scales.chunks;
+  const uint8_t *data = data_of(w, block, 0);
+  const int64_t step = chunk_bytes(w);
+  for (int32_t first = 0; first < chunks; first += ROUNDED / CHUNK) {
+    const int32_t k = first * CHUNK, end = least(chunks, first + ROUNDED / CHUNK);
+    const int64_t at = ((int64_t)(k / K_BLOCK) * x->rows + row) * K_BLOCK + k % K_BLOCK;
+    const int8_t *a = x->integers + at;
+    const int32_t *starts = x->starts + at / CHUNK;
+    I d[R][NV] = {}, s[NV] = {};
+    for (int32_t chunk = first; chunk < end; chunk++, a += CHUNK, starts++, data += step) {
+      M m[NV];
+      scales.of_chunk(chunk, m);
+      if (w->kind == SC_INT4) {
+        add_int4<R>(data, a, starts, K_BLOCK / CHUNK, m, d);
+      } else {
+        sum_int8(data, m, s);
+        add_int8<R>(data, a, m, d);
+      }
     }
-    add_group<R>(c, d, x->scales + scalar, per_block, scale);
+    for (int r = 0; r < R; r++)
+      for (int v = 0; v < NV; v++) d[r][v] += s[v];
+    add_part<R>(c, d, x->scales + at / ROUNDED);
   }
-  for (int r = 0; r < R; r++) finish(w, to, block, row + r, c + r * COLUMNS);
+  for (int r = 0; r < R; r++) finish(w, to, block, row + r, scales.unit, c + r * COLUMNS);
 }
 
 struct Panel {  // the weights of one block and k-block, ready for many rows
   alignas(64) uint8_t bytes[K_BLOCK * COLUMNS];
-  F scale[K_BLOCK / 32][NV];
-  I sums[K_BLOCK / 32][NV];
+  M multiples[K_BLOCK / CHUNK][NV];
+  I sums[K_BLOCK / ROUNDED][NV];
 };
 
 template <int R>
 void many(const ScLinear *w, const Activations *x, const Panel *panel, const uint8_t *data, int32_t k_block,
-          int32_t groups, int32_t row, float *c) {
-  const int32_t per_block = K_BLOCK / w->group;
-  const int64_t at = (int64_t)k_block * x->rows + row;
-  for (int32_t g = 0; g < groups; g++) {
+          int32_t chunks, int32_t row, float *c) {
+  const int64_t at = ((int64_t)k_block * x->rows + row) * K_BLOCK;
+  for (int32_t first = 0; first < chunks; first += ROUNDED / CHUNK) {
+    const int32_t end = least(chunks, first + ROUNDED / CHUNK);
     I d[R][NV];
-    const int8_t *a = x->integers + at * K_BLOCK + g * w->group;
-    const uint8_t *from = data + g * w->group * COLUMNS;
-    const int64_t scalar = at * per_block + g;
-    if (w->kind == SC_INT4) {
-      start_group<R>(d, x->sums + scalar, per_block, nullptr);
-      dot_bytes<R>(from, a, K_BLOCK, w->group, d);
-    } else {
-      start_group<R>(d, nullptr, 0, panel->sums[g]);
-      dot_int8<R>(from, a, K_BLOCK, w->group, d);
+    for (int r = 0; r < R; r++)
+      for (int v = 0; v < NV; v++) d[r][v] = panel->sums[first * CHUNK / ROUNDED][v];
+    for (int32_t chunk = first; chunk < end; chunk++) {
+      const int8_t *a = x->integers + at + chunk * CHUNK;
+      const uint8_t *from = data + chunk * CHUNK * COLUMNS;
+      if (w->kind == SC_INT4)
+        add_nibbles<R>(from, a, x->starts + at / CHUNK + chunk, K_BLOCK / CHUNK, panel->multiples[chunk], d);
+      else
+        add_int8<R>(from, a, panel->multiples[chunk], d);
     }
-    add_group<R>(c, d, x->scales + scalar, per_block, panel->scale[g]);
+    add_part<R>(c, d, x->scales + at / ROUNDED + first * CHUNK / ROUNDED);
   }
 }
 
 void panelled(const ScLinear *w, const Activations *x, int32_t block, const Epilogue *to, float *c) {
-  const int32_t per_block = K_BLOCK / w->group, groups = groups_of(*w);
   const Scales scales(w, block);
+  const int32_t per_block = K_BLOCK / CHUNK, chunks = groups_of(*w) * scales.chunks;
   memset(c, 0, (size_t)x->rows * COLUMNS * sizeof(float));
   Panel panel;
-  for (int32_t first = 0, k_block = 0; first < groups; first += per_block, k_block++) {
-    const int32_t here = least(per_block, groups - first);
+  for (int32_t first = 0, k_block = 0; first < chunks; first += per_block, k_block++) {
+    const int32_t here = least(per_block, chunks - first);
     const uint8_t *data = data_of(w, block, first);
-    for (int32_t g = 0; g < here; g++) {
-      scales.of_group(first + g, panel.scale[g]);
-      if (w->kind == SC_INT8) sum_int8(data_of(w, block, first + g), w->group, panel.sums[g]);
+    memset(panel.sums, 0, sizeof panel.sums);
+    for (int32_t chunk = 0; chunk < here; chunk++) {
+      scales.of_chunk(first + chunk, panel.multiples[chunk]);
+      if (w->kind == SC_INT8)
+        sum_int8(data_of(w, block, first + chunk), panel.multiples[chunk], panel.sums[chunk * CHUNK / ROUNDED]);
     }
     if (w->kind == SC_INT4) {
-      for (int32_t k = 0; k < here * w->group; k += 8) unpack(data + k * 8, panel.bytes + k * COLUMNS);
+      for (int32_t k = 0; k < here * CHUNK; k += 8) unpack(data + k * 8, panel.bytes + k * COLUMNS);
       data = panel.bytes;
     }
     int32_t row = 0;
@@ -233,7 +234,7 @@ void panelled(const ScLinear *w, const Activations *x, int32_t block, const Epil
     for (; row + 2 <= x->rows; row += 2) many<2>(w, x, &panel, data, k_block, here, row, c + row * COLUMNS);
     for (; row < x->rows; row++) many<1>(w, x, &panel, data, k_block, here, row, c + row * COLUMNS);
   }
-  for (int32_t row = 0; row < x->rows; row++) finish(w, to, block, row, c + row * COLUMNS);
+  for (int32_t row = 0; row < x->rows; row++) finish(w, to, block, row, scales.unit, c + row * COLUMNS);
 }
 
 // c[R][16] (+)= a[R][depth] b[depth][16]
@@ -314,9 +315,11 @@ void lone(const ScLinear *w, const float *x, int32_t column, int32_t count, floa
 void plain(const ScLinear *w, const Activations *x, int32_t block, const Epilogue *to, float *scratch) {
   float *c = scratch, *panel = scratch + (int64_t)x->rows * COLUMNS;
   const int32_t column = block * COLUMNS, count = least(COLUMNS, w->columns - column);
+  F ones[NV];
+  for (int v = 0; v < NV; v++) ones[v] = spread(1.f);
   if (x->rows == 1) {
     lone(w, x->x, column, count, c);
-    finish(w, to, block, 0, c);
+    finish(w, to, block, 0, ones, c);
     return;
   }
   const int32_t step = x->rows <= FEW_ROWS ? FEW_STEP : K_BLOCK;
@@ -331,7 +334,7 @@ void plain(const ScLinear *w, const Activations *x, int32_t block, const Epilogu
     transposed(rows, count, depth, panel, COLUMNS);
     tiles(x->x + k, x->stride, panel, COLUMNS, depth, c, COLUMNS, x->rows, k > 0);
   }
-  for (int32_t row = 0; row < x->rows; row++) finish(w, to, block, row, c + row * COLUMNS);
+  for (int32_t row = 0; row < x->rows; row++) finish(w, to, block, row, ones, c + row * COLUMNS);
 }
 
 void linear(const ScLinear *w, const Activations *x, int32_t block, int32_t end, const Epilogue *to, float *scratch) {
