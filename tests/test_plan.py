@@ -109,7 +109,7 @@ def test_known_models_have_the_published_size(model, billions):
 def test_starcoder_in_int8_is_below_what_the_first_readme_printed():
     """The original project: 15,939.61 MB in int8 (bitsandbytes)."""
     assert plan.weight_bytes(STARCODER, "int8") / 1e6 == pytest.approx(15771.63, abs=0.01)
-    assert plan.weight_bytes(STARCODER, "int4") / 1e6 == pytest.approx(8280.67, abs=0.01)
+    assert plan.weight_bytes(STARCODER, "int4") / 1e6 == pytest.approx(8281.06, abs=0.01)
 
 
 def test_a_plan_adds_up_and_a_shorter_context_needs_less():

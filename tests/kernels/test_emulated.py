@@ -1,4 +1,4 @@
-"""The variant of another processor, cross-compiled and run in an emulator, computes what the portable one does."""
+"""The variant of another processor, run in an emulator, computes what the portable one does."""
 
 import shutil
 import subprocess
