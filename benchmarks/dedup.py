@@ -18,6 +18,7 @@ import subprocess
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
+from importlib.metadata import version
 from pathlib import Path
 
 from starcoder.prepare import secrets, shingles
@@ -112,12 +113,12 @@ def main() -> None:
     )
     document = {
         "benchmark": "dedup",
-        "machine": f"{os.cpu_count()} cores ({platform.machine()})",
+        "machine": {"cpu": platform.machine(), "num_cpus": os.cpu_count(), "torch": version("torch")},
         "native": shingles.native() is not None,
         "peer_mb": options.peer_mb,
         "seconds": round(seconds, 3),
         "dropped": dropped,
-        "datasketch": {key: round(v, 3) if isinstance(v, float) else v for key, v in theirs.items()},
+        "datasketch": theirs | {"seconds": round(theirs["seconds"], 3)},
         "ratio": round(ratio, 2),
         "sizes": sizes,
         "mask_s": round(mask_s, 2),

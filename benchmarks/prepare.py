@@ -1,6 +1,6 @@
 """Times `prepare` on real source of this machine: seconds, MB/s and peak memory at several sizes.
 
-    python benchmarks/prepare.py --corpus FOLDER --mb 50 100 200 --workers 2
+    python benchmarks/prepare.py --corpus FOLDER --mb 50 100 200 --workers 2 [--save]
 
 Copies text files of the folder (by hard links), each size in a folder of its own, in order of a hash of their
 path, prepares it with the defaults and adds up the resident memory of all processes, read ten times a second.
@@ -11,6 +11,7 @@ import argparse
 import hashlib
 import json
 import os
+import platform
 import resource
 import shutil
 import subprocess
@@ -18,6 +19,7 @@ import sys
 import tempfile
 import threading
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 from starcoder.prepare.languages import language_of
@@ -39,6 +41,7 @@ def main() -> None:
     parser.add_argument("--mb", type=int, nargs="+", default=[50, 100, 200])
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--scratch", type=Path, default=None)
+    parser.add_argument("--save", action="store_true", help="write benchmarks/results/prepare.json")
     options = parser.parse_args()
     results = []
     with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
@@ -47,7 +50,12 @@ def main() -> None:
             result = measure(files, mb, options.workers, Path(scratch))
             print(" ".join(f"{name}={value}" for name, value in result.items()), flush=True)
             results.append(result)
-    print(json.dumps({"benchmark": "prepare", "workers": options.workers, "results": results}))
+    machine = {"cpu": platform.machine(), "num_cpus": os.cpu_count(), "torch": version("torch")}
+    report = {"benchmark": "prepare", "machine": machine, "workers": options.workers, "results": results}
+    if options.save:
+        path = Path(__file__).parent / "results" / "prepare.json"
+        path.write_text(json.dumps(report, indent=2) + "\n")
+    print(json.dumps(report))
 
 
 def source_files(corpus: Path) -> list[Path]:

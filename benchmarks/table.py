@@ -151,6 +151,20 @@ def serve(report: dict[str, Any]) -> Sequence[Row]:
     return rows
 
 
+def prepare(report: dict[str, Any]) -> Sequence[Row]:
+    *others, last = report["results"]
+    what = f"preparing {last['mb']:.0f} MB of source, {report['workers']} processes"
+    smaller = ", ".join(f"{one['mb']:.0f} MB: {one['seconds']:.0f} s" for one in others)
+    return [(what, f"{last['seconds']:.0f} s, {last['peak_mb']} MB of memory", smaller)]
+
+
+def dedup(report: dict[str, Any]) -> Sequence[Row]:
+    theirs = f"datasketch: {report['datasketch']['seconds']:.2f} s (we: {report['ratio']:.1f} x)"
+    largest = report["sizes"][-1]
+    here = f"{report['seconds']:.2f} s; {largest['mb']} MB on two threads {largest['seconds']:.1f} s"
+    return [(f"near-duplicates among {report['peer_mb']} MB of source, one thread", here, theirs)]
+
+
 def train(report: dict[str, Any]) -> Sequence[Row]:
     found, memory = report["contestants"], report["memory"]
     peers = (
@@ -192,6 +206,7 @@ def evaluate_generation(report: dict[str, Any]) -> Sequence[Row]:
 ROWS: dict[str, Callable[[dict[str, Any]], Sequence[Row]]] = {
     "cold_start": cold_start,
     "decode": decode,
+    "dedup": dedup,
     "engine": engine,
     "evaluate": evaluate,
     "evaluate_generation": evaluate_generation,
@@ -199,6 +214,7 @@ ROWS: dict[str, Callable[[dict[str, Any]], Sequence[Row]]] = {
     "kernels": kernels,
     "load_memory": load_memory,
     "nano": nano,
+    "prepare": prepare,
     "quality": quality,
     "serve": serve,
     "train": train,
