@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from starcoder.errors import ConfigError
+from starcoder.kernels import cuda
 from starcoder.kernels.ops import quantized_linear, quantized_rows
 from starcoder.kernels.packed import COLUMNS, Packed, Scheme, dequantize, pack, packed_shapes, unpack
 from starcoder.kernels.rounding import round_rows
@@ -76,15 +77,26 @@ class _Quantized(nn.Module):
 
 
 class QuantizedLinear(_Quantized):
-    """`nn.Linear` with packed weights; activations are rounded to 8 bits as they come."""
+    """`nn.Linear` with packed weights; on a CPU activations are rounded to 8 bits as they come.
+
+    On CUDA a few rows of bfloat16 take torch's int4 matmul, over a second copy of the bits made at first use.
+    """
 
     def __init__(self, packed: Packed, bias: Tensor | None):
         super().__init__(packed)
+        self._tiled: tuple[Tensor, cuda.Tiled] | None = None  # of which data
         self.in_features, self.out_features = packed.inputs, packed.columns
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
         shape = self._shape
+        num_rows = x.numel() // shape.inputs
+        if (
+            cuda.is_able(x)
+            and 0 < num_rows < cuda.MANY_ROWS
+            and not (torch.is_grad_enabled() and x.requires_grad)
+        ):
+            return self._by_tensor_cores(x)
         out: Tensor = quantized_linear(
             x,
             self.data,
@@ -96,6 +108,14 @@ class QuantizedLinear(_Quantized):
             shape.group_size,
         )
         return out
+
+    def _by_tensor_cores(self, x: Tensor) -> Tensor:
+        if self._tiled is None or self._tiled[0] is not self.data:
+            self._tiled = self.data, cuda.tiled(self.packed)
+        out = cuda.few_rows(x.reshape(-1, self.in_features), self._tiled[1])
+        if self.bias is not None:
+            out = out + self.bias.to(x.dtype)
+        return out.view(*x.shape[:-1], self.out_features)
 
     def select(self, rows: Tensor) -> "QuantizedLinear":
         """The layer of these outputs, a copy: what they multiply with stays exactly the same."""
