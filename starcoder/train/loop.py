@@ -22,6 +22,7 @@ from starcoder.errors import CapacityError, StarcoderError
 from starcoder.model import Transformer
 from starcoder.train import optimizer as optim
 from starcoder.train.checkpoints import Checkpoints, trainable
+from starcoder.train.keeping import keeping
 from starcoder.train.losses import sum_loss
 from starcoder.train.packing import Batch
 from starcoder.train.progress import Progress
@@ -126,18 +127,19 @@ def train(
     model.train()
     progress.start(step, settings.max_steps, settings.batch_size * data.seq_length)
     is_stopped = False
-    while step < settings.max_steps and not is_stopped:
-        started = time.perf_counter()
-        row, batch = run.step(step)
-        step += 1
-        _require_finite(row, step, model, batch, output)
-        row["tokens_per_s"] = batch.num_tokens / (time.perf_counter() - started)
-        is_stopped, is_last = should_stop(), step == settings.max_steps
-        if held_out and (step % settings.eval_every == 0 or is_last):
-            row["held_out_loss"] = run.evaluate(step, held_out)
-        progress.step(step, row)
-        if step % settings.save_every == 0 or is_last or is_stopped:
-            run.save(step)
+    with keeping(model):
+        while step < settings.max_steps and not is_stopped:
+            started = time.perf_counter()
+            row, batch = run.step(step)
+            step += 1
+            _require_finite(row, step, model, batch, output)
+            row["tokens_per_s"] = batch.num_tokens / (time.perf_counter() - started)
+            is_stopped, is_last = should_stop(), step == settings.max_steps
+            if held_out and (step % settings.eval_every == 0 or is_last):
+                row["held_out_loss"] = run.evaluate(step, held_out)
+            progress.step(step, row)
+            if step % settings.save_every == 0 or is_last or is_stopped:
+                run.save(step)
     progress.finish()
     best = (run.best_step, run.best_loss) if settings.keep_best and math.isfinite(run.best_loss) else None
     return Outcome(step, step >= settings.max_steps, best)

@@ -15,6 +15,7 @@ from starcoder.model import Transformer, documents
 from starcoder.train.packing import IGNORE, Batch
 
 _ROWS = 512  # fewer make the products slower (512: 87 GFLOP/s a core here, 64: 57); more cost 100 KB each
+_SOFTMAX_ROWS = 64  # of those, for which a second copy exists
 
 
 def sum_loss(model: Transformer, batch: Batch) -> Tensor:
@@ -47,6 +48,23 @@ def head_loss(head: nn.Module, hidden: Tensor, labels: Tensor) -> Tensor:
     return torch.stack(losses).sum()
 
 
+def _to_gradient(logits: Tensor, at: Tensor) -> Tensor:
+    """Turn `logits` (n, V) into the gradient of their summed cross-entropy against `at` (n, 1); that sum."""
+    logprobs = F.log_softmax(logits, dim=-1)
+    loss = -logprobs.gather(1, at).sum()
+    torch.exp(logprobs, out=logits)
+    logits.scatter_add_(1, at, torch.full_like(at, -1, dtype=logits.dtype))
+    return loss
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add `left @ right` to float32 `total`, in its place where that can be."""
+    if total.dtype == left.dtype:
+        total.addmm_(left, right)
+    else:
+        total.add_((left @ right).float())
+
+
 class _HeadLoss(torch.autograd.Function):
     """Product with the head's weight and cross-entropy in one. Gradient of softmax: p - onehot."""
 
@@ -59,16 +77,15 @@ class _HeadLoss(torch.autograd.Function):
         weight_grad = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
         for start in range(0, hidden.size(0), _ROWS):
             part = slice(start, start + _ROWS)
-            logprobs = F.log_softmax((hidden[part] @ weight.T).float(), dim=-1)
-            at = labels[part, None]
-            total -= logprobs.gather(1, at).sum()
-            grad = logprobs.exp_()
-            grad.scatter_add_(1, at, torch.full_like(at, -1, dtype=grad.dtype))
+            grad = (hidden[part] @ weight.T).float()
+            for logits, at in zip(grad.split(_SOFTMAX_ROWS), labels[part].split(_SOFTMAX_ROWS), strict=True):
+                total += _to_gradient(logits, at[:, None])
             grad = grad.to(hidden.dtype)
             if hidden_grad is not None:
                 torch.mm(grad, weight, out=hidden_grad[part])
             if weight_grad is not None:
-                weight_grad.add_((grad.T @ hidden[part]).float())
+                _add_product(weight_grad, grad.T, hidden[part])
+            del grad  # before the next logits are made
         ctx.save_for_backward(hidden_grad, weight_grad)
         return total
 
@@ -78,6 +95,6 @@ class _HeadLoss(torch.autograd.Function):
         (scale,) = grads
         return (
             None if hidden_grad is None else hidden_grad * scale.to(hidden_grad.dtype),
-            None if weight_grad is None else weight_grad * scale,
+            None if weight_grad is None else weight_grad.mul_(scale),  # once: a copy is of the head's size
             None,
         )
