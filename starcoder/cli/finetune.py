@@ -40,8 +40,8 @@ class ModelGroup:
     """Rank of the adapter's matrices."""
     alpha: Annotated[float, _old("lora_alpha")] = 32.0
     """The adapter counts alpha / rank times."""
-    dropout: Annotated[float, _old("lora_dropout")] = 0.05
-    """Share of an adapter's inputs left out at random."""
+    dropout: Annotated[float, _old("lora_dropout")] = 0.0
+    """Share of an adapter's inputs left out at random; doubles what is kept for gradients."""
     beta: float = 0.1
     """dpo: how dear it is to leave the model as it was."""
     targets: tuple[str, ...] = ()
@@ -61,6 +61,8 @@ class DataGroup:
     """Of a hub data set."""
     streaming: Annotated[bool, _FLAG] = False
     """Read a hub data set as it is downloaded; needs --max-steps."""
+    shuffle_buffer: Annotated[int, _old("shuffle_buffer")] = 2000
+    """Streamed rows are shuffled within so many; 1 keeps their order."""
     validation: str | None = None
     """Data to validate on; the set's own or documents by their hash if not given."""
     validation_share: float = 0.05
@@ -182,7 +184,6 @@ class OldGroup:
     )
     log_freq: Annotated[int | None, Parameter(alias="--log_freq", show=False)] = None
     num_workers: Annotated[int | None, Parameter(alias="--num_workers", show=False)] = None
-    shuffle_buffer: Annotated[int | None, Parameter(alias="--shuffle_buffer", show=False)] = None
     local_rank: Annotated[int | None, Parameter(alias=["--local_rank"], show=False)] = None
 
 
@@ -207,6 +208,7 @@ class FinetuneOptions:
             "save-every": self.run.save_every,
             "keep-checkpoints": self.run.keep_checkpoints,
             "threads": self.run.threads,
+            "shuffle-buffer": self.data.shuffle_buffer,
             "max-steps": self.training.max_steps,
         }
         for name, count in counts.items():

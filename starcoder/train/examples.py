@@ -19,6 +19,7 @@ from starcoder.train.sources import Row, Shape
 
 Layout = Literal["auto", "plain", "file", "repository"]
 
+_TAGGED = ("notebook", "commit", "issue")  # kinds of `starcoder prepare` that hold tags on purpose
 QUESTION = "Question: {prompt}\n\nAnswer: {completion}"
 
 
@@ -68,12 +69,20 @@ class Code:
     metadata_rate: float = 0.5
 
     def __call__(self, row: Row, room: int, rng: random.Random) -> list[Example]:
+        if row.get("kind") in _TAGGED:
+            return self._tagged(_text(row, self.column), room)
         if self.layout == "repository":
             return list(self._repository(row, room, rng))
         text, frame = _text(row, self.column), PLAIN
         if self.layout == "file":
             text, frame = self._named(row, text, rng)
         return [_all_learnt(piece, cut) for piece, cut in self._pieces(text, frame, room, rng)]
+
+    def _tagged(self, text: str, room: int) -> list[Example]:
+        """What `starcoder prepare` wrote with the family's tags: they become tokens, and none is infilled."""
+        tokens = [*self.tokenizer.encode_with_special(text), self.tokenizer.sentinels.eos]
+        pieces = [tokens[at : at + room] for at in range(0, len(tokens), room)]
+        return [_all_learnt(p, p is not pieces[-1]) for p in pieces if len(p) > 1] if text else []
 
     def _pieces(
         self, text: str, frame: Frame, room: int, rng: random.Random
@@ -222,11 +231,13 @@ def choose(
 
 
 def by_repository(rows: Sequence[Row]) -> list[Row]:
-    """One row for each repository, with its `files`, in order of first appearance."""
+    """One row for each repository, with its `files`, in order of first appearance; then what is no file."""
     grouped: dict[str, list[Row]] = {}
     for row in rows:
-        grouped.setdefault(_text(row, "repository"), []).append(row)
-    return [{"repository": name, "files": files} for name, files in grouped.items()]
+        if row.get("kind") not in _TAGGED:
+            grouped.setdefault(_text(row, "repository"), []).append(row)
+    others = [row for row in rows if row.get("kind") in _TAGGED]
+    return [*({"repository": name, "files": files} for name, files in grouped.items()), *others]
 
 
 def _files(row: Row, column: str) -> Iterator[tuple[str, str]]:

@@ -46,6 +46,7 @@ class SourceSettings:
     subset: str | None = None  # of a hub data set: a folder in it (with a slash), or a configuration's name
     split: str = "train"
     streaming: bool = False
+    shuffle_buffer: int = 2000  # streamed rows are shuffled within so many; 1 keeps their order
     validation: str | None = None  # data of its own; None: the set's own split, or documents by their hash
     validation_share: float = 0.05
     validation_documents: int | None = None  # at most
@@ -102,20 +103,29 @@ class Table:
 
 
 class Stream:
-    """Rows that come one after the other, as a streamed set of the hub has them; read once each epoch."""
+    """Rows that come one after the other, as a streamed set of the hub has them; read once each epoch.
 
-    def __init__(self, rows: Iterable[Row], columns: Iterable[str], skip: "Skip"):
+    Those of a `buffer` are shuffled, anew each epoch.
+    """
+
+    def __init__(
+        self, rows: Iterable[Row], columns: Iterable[str], skip: "Skip", *, buffer: int = 1, seed: int = 0
+    ):
         self._rows, self.columns, self._skip = rows, tuple(columns), skip
+        self._buffer, self._seed = buffer, seed
         self._at: tuple[int, int] = (0, 0)
-        self._iterator: Iterator[tuple[int, Row]] = self._begin()
+        self._iterator = self._begin(0)
 
-    def _begin(self) -> Iterator[tuple[int, Row]]:
+    def _begin(self, epoch: int) -> Iterator[tuple[int, Row]]:
         kept = ((n, row) for n, row in enumerate(self._rows) if not self._skip(row))
-        return iter(kept)
+        while window := list(islice(kept, self._buffer)):
+            if self._buffer > 1:
+                random.Random(f"stream {self._seed} {epoch} {window[0][0]}").shuffle(window)
+            yield from window
 
     def read(self, epoch: int, start: int, count: int) -> list[tuple[int, Row]]:
         if self._at != (epoch, start):  # a resumed run, or the next epoch
-            self._iterator = islice(self._begin(), start, None)
+            self._iterator = islice(self._begin(epoch), start, None)
         rows = list(islice(self._iterator, count))
         self._at = (epoch, start + len(rows))
         return rows
@@ -146,7 +156,7 @@ def read(settings: SourceSettings, *, seed: int = 0) -> Sources:
     if not settings.data:
         raise ConfigError("there is no data to train on", "--data names a file, a folder or a hub id")
     if settings.streaming and not Path(settings.data).expanduser().exists():
-        return _streamed(settings)
+        return _streamed(settings, seed)
     rows, own = _open(settings.data, settings)
     shape, columns = _recognised(rows, settings, settings.data)
     table = Table(rows, columns, seed=seed)
@@ -199,7 +209,7 @@ def recognise(columns: Sequence[str], settings: SourceSettings, where: str) -> S
     )
 
 
-def _streamed(settings: SourceSettings) -> Sources:
+def _streamed(settings: SourceSettings, seed: int) -> Sources:
     rows = _hub(settings.data, settings)
     first = list(islice(rows, 2000))
     shape, columns = _recognised(first, settings, settings.data)
@@ -208,7 +218,8 @@ def _streamed(settings: SourceSettings) -> Sources:
         return _fraction(row, shape) < settings.validation_share
 
     validation = _at_most([row for row in first if is_held(row)], settings.validation_documents)
-    return Sources(Stream(rows, columns, is_held), validation, shape, None)
+    stream = Stream(rows, columns, is_held, buffer=settings.shuffle_buffer, seed=seed)
+    return Sources(stream, validation, shape, None)
 
 
 def _recognised(rows: Sequence[Row], settings: SourceSettings, where: str) -> tuple[Shape, tuple[str, ...]]:

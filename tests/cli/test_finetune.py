@@ -254,6 +254,8 @@ def start(folder: Path, pairs: Path, output: Path, steps: int) -> subprocess.Pop
         "cpu",
         "--learning-rate",
         "1e-3",
+        "--dropout",
+        "0.05",
     ]
     command = [
         sys.executable,

@@ -311,3 +311,36 @@ def test_data_that_is_all_masked_or_not_masked_at_all_is_refused(v1: Tokenizer, 
     )
     with pytest.raises(ConfigError, match="nothing would be learnt"):
         survey([users], talk, 64)
+
+
+@pytest.mark.parametrize("kind", ["notebook", "commit", "issue"])
+def test_tags_that_prepare_wrote_become_tokens_and_are_not_infilled(v1: Tokenizer, kind: str) -> None:
+    text = "<commit_before>a = 1\n<commit_msg>two<commit_after>a = 2\n"
+    form = choose(
+        Shape("text", ("content",)), ["content", "path"], v1, FimSettings(rate=1), FormatSettings(), None
+    )
+    rng = random.Random(0)
+    (example,) = form({"content": text, "kind": kind, "path": "p"}, 200, rng)
+    ids = v1.special_tokens
+    assert example.tokens[0] == ids["<commit_before>"]
+    assert [t for t in example.tokens if t in ids.values()] == [
+        *(ids[f"<commit_{name}>"] for name in ("before", "msg", "after")),
+        v1.sentinels.eos,
+    ]
+    assert v1.decode(example.tokens[:-1]) == text
+    cut = form({"content": text, "kind": kind}, 10, rng)
+    assert [t for part in cut for t in part.tokens] == example.tokens
+    assert all(part.is_cut for part in cut[:-1]) and not cut[-1].is_cut
+    (plain,) = form({"content": text, "kind": "file"}, 400, rng)
+    assert ids["<commit_msg>"] not in plain.tokens, "in a file it is text that spells a tag"
+
+
+def test_commits_stand_beside_a_starcoder2_repository_not_in_it() -> None:
+    rows: list[Row] = [
+        {"repository": "r", "path": "a.py", "content": "a", "kind": "file"},
+        {"repository": "r", "path": "c", "content": "<commit_msg>m", "kind": "commit"},
+        {"repository": "r", "path": "b.py", "content": "b"},
+    ]
+    first, second = by_repository(rows)
+    assert [f["path"] for f in first["files"]] == ["a.py", "b.py"]
+    assert second is rows[1]

@@ -194,3 +194,15 @@ def test_a_set_of_the_hub_is_asked_for_as_the_flags_say(monkeypatch: pytest.Monk
         ("me/set", {"split": "train", "streaming": True, "data_dir": "data/finetune"}),
         ("me/set", {"split": "train", "streaming": False, "name": "code"}),
     ]
+
+
+def test_streamed_rows_are_shuffled_within_a_buffer_and_resume() -> None:
+    def stream() -> Stream:
+        return Stream(ROWS, ROWS[0], lambda row: row["id"] == 3, buffer=10, seed=1)
+
+    first, second = seen(stream()), seen(stream(), epoch=1)
+    kept = [str(row["question"]) for row in ROWS if row["id"] != 3]
+    assert sorted(first) == sorted(second) == sorted(kept)
+    assert first != second != kept
+    assert sorted(first[:10]) == sorted(kept[:10])
+    assert [str(row["question"]) for _, row in stream().read(0, 13, 9)] == first[13:22]
