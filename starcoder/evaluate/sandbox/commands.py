@@ -14,13 +14,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from starcoder.evaluate.sandbox.languages import LANGUAGES
-from starcoder.evaluate.sandbox.system import libc, ok
 from starcoder.evaluate.sandbox.trial import Outcome
 from starcoder.evaluate.sandbox.verdicts import Kind, Limits
 
 _COMPILE_S = 30.0
 _PROCESSES = 256  # threads count, and a JVM starts dozens
-_SET_DUMPABLE = 4
 _DETAIL = 300
 _CLUES: tuple[tuple[Kind, str], ...] = (
     ("memory", r"OutOfMemoryError|heap out of memory|bad_alloc|memory allocation of"),
@@ -60,7 +58,6 @@ def hold(
     language: str, tools: Mapping[str, str], source: str, tests_and_nonce: tuple[str, str], limits: Limits
 ) -> Outcome:
     """Try a candidate, in a process behind all walls whose working folder is its own."""
-    ok(libc().prctl(_SET_DUMPABLE, 0, 0, 0, 0), "dumpable")  # /proc/1/mem stays shut
     tests, nonce = tests_and_nonce
     toolchain = LANGUAGES[language]
     text = toolchain.join(source, tests, nonce)

@@ -1,8 +1,9 @@
 """The walls around a program: namespaces, a read-only root, Landlock, the call filter, resource limits.
 
-A worker process builds what all its programs share (`enter_worker`); every program then gets namespaces, a
-/tmp and limits of its own (`confine`). Each wall has a name, and what a machine does not allow is left out
-and reported by that name. Runs in the worker processes only: it changes the process that calls it.
+A worker process builds what all its programs share (`enter_worker`); the processes that it has programs
+tried in get namespaces, a /tmp and limits of their own (`confine`). Each wall has a name, and what a machine
+does not allow is left out and reported by that name. Runs in the worker processes only: it changes the
+process that calls it.
 """
 
 import contextlib
@@ -88,7 +89,9 @@ def enter_worker(place: Place) -> Ground:
 
 
 def confine(ground: Ground, limits: Limits, *, commands: bool, address_space: int | None) -> None:
-    """Put every wall around this process, which must be a fresh child of the worker.
+    """Put every wall around this process, a fresh child of the worker, and all that it will fork.
+
+    Its forks limit their CPU time themselves (`limit_cpu`), except where they are `commands`.
 
     Args:
         commands: Whether it will start other programs, which need /proc and an executable /tmp.
@@ -97,7 +100,7 @@ def confine(ground: Ground, limits: Limits, *, commands: bool, address_space: in
     Raises:
         OSError: a wall does not stand; the program must not be run.
     """
-    ok(libc().prctl(_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "pdeathsig")
+    die_with_parent()
     if ground.reached >= _NAMESPACES:
         _own_namespaces(limits, commands=commands)
     else:
@@ -108,6 +111,9 @@ def confine(ground: Ground, limits: Limits, *, commands: bool, address_space: in
         landlock.restrict(dict(_rights(ground)), ground.landlock)
     _drop_capabilities()
     _limit(ground, limits, address_space)
+    if commands:
+        limit_cpu(limits)
+    ok(libc().prctl(_SET_DUMPABLE, 0, 0, 0, 0), "dumpable")  # nothing of the same user may look in
     if ground.filter:
         seccomp.install(ground.filter)
 
@@ -144,7 +150,7 @@ def _enter_namespaces(place: Place) -> bool:
     child = os.fork()
     if child:
         _outlive(child)
-    ok(libc().prctl(_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "pdeathsig")
+    die_with_parent()
     if uid != 0:
         _build_root(place)
     _enter_root(place.root)
@@ -306,8 +312,17 @@ def _limit(ground: Ground, limits: Limits, address_space: int | None) -> None:
         _, hard = resource.getrlimit(kind)
         amount = amount if hard == resource.RLIM_INFINITY else min(amount, hard)
         resource.setrlimit(kind, (amount, amount))
+
+
+def limit_cpu(limits: Limits) -> None:
+    """Limit the CPU time of this process and each of its children."""
     # The signal at the soft limit names the cause; one second later nothing can ignore the end.
     resource.setrlimit(resource.RLIMIT_CPU, (limits.cpu_s, limits.cpu_s + 1))
+
+
+def die_with_parent() -> None:
+    """Have this process killed when the one that forked it ends."""
+    ok(libc().prctl(_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "pdeathsig")
 
 
 def _mount(source: str, target: str, kind: str | None, flags: int, data: str = "") -> None:

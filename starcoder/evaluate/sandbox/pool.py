@@ -82,7 +82,7 @@ class Sandbox:
                 root = os.path.join(self._scratch.name, str(number))
                 os.mkdir(root)
                 if driver == "namespaces":
-                    settings = self._settings(root, packages, preload, without)
+                    settings = self._settings(root, packages, preload, without) | {"number": number}
                     self._workers.append(_Worker(settings, self._toolchains))
                 else:
                     self._workers.append(ContainerWorker(driver, images or {}, root))
@@ -202,6 +202,7 @@ class _Worker:
             cwd="/",
             start_new_session=True,  # a terminal's Ctrl-C is the caller's to handle
             env={
+                "LD_BIND_NOW": "1",  # or every fork looks its symbols up anew
                 "PATH": "/usr/bin:/bin",
                 "LANG": "C.UTF-8",
                 "OPENBLAS_NUM_THREADS": "1",
@@ -233,16 +234,18 @@ class _Worker:
         """
         if not self.available(program.language):
             return Verdict("unavailable", f"no tool-chain for {program.language} on this machine")
+        source, tests = (text.encode("utf-8", "surrogatepass") for text in (program.source, program.tests))
         job = {
             "language": program.language,
-            "source": program.source,
+            "sizes": [len(source), len(tests)],
             "tools": self._toolchains.get(program.language, {}),
             "limits": asdict(limits),
         }
         for _ in range(2):
             try:
                 self._send(job)
-                self._send_bytes(program.tests.encode("utf-8", "replace"))
+                self._send_bytes(source)
+                self._send_bytes(tests)
                 verdict = self._receive()
                 return Verdict(verdict["kind"], verdict["detail"], verdict["seconds"])
             except OSError:
@@ -267,11 +270,12 @@ class _Worker:
                     pipe.close()
 
     def _send(self, message: object) -> None:
-        self._send_bytes(json.dumps(message).encode())
+        data = json.dumps(message).encode()
+        self._send_bytes(_LENGTH.pack(len(data)) + data)
 
     def _send_bytes(self, data: bytes) -> None:
         assert self._process and self._process.stdin, "started"
-        frame = memoryview(_LENGTH.pack(len(data)) + data)
+        frame = memoryview(data)
         while frame:
             frame = frame[self._process.stdin.write(frame) or 0 :]
 

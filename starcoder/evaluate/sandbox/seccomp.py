@@ -23,7 +23,9 @@ _NUMBERS_X86_64 = {
     "keyctl": 250, "unshare": 272, "move_pages": 279, "perf_event_open": 298, "fanotify_init": 300,
     "prlimit64": 302, "name_to_handle_at": 303, "open_by_handle_at": 304, "clock_adjtime": 305, "setns": 308,
     "process_vm_readv": 310, "process_vm_writev": 311, "kcmp": 312, "finit_module": 313, "seccomp": 317,
-    "memfd_create": 319, "kexec_file_load": 320, "bpf": 321, "userfaultfd": 323,
+    "memfd_create": 319, "kexec_file_load": 320, "bpf": 321, "userfaultfd": 323, "setpriority": 141,
+    "sched_setparam": 142, "sched_setscheduler": 144, "sched_setaffinity": 203, "ioprio_set": 251,
+    "migrate_pages": 256, "sched_setattr": 314,
 }  # fmt: skip
 _NUMBERS_AARCH64 = {
     "ioctl": 29, "shmget": 194, "socket": 198, "socketpair": 199, "clone": 220, "semget": 190, "msgget": 186,
@@ -35,7 +37,8 @@ _NUMBERS_AARCH64 = {
     "fanotify_init": 262, "prlimit64": 261, "name_to_handle_at": 264, "open_by_handle_at": 265,
     "clock_adjtime": 266, "setns": 268, "process_vm_readv": 270, "process_vm_writev": 271, "kcmp": 272,
     "finit_module": 273, "seccomp": 277, "memfd_create": 279, "kexec_file_load": 294, "bpf": 280,
-    "userfaultfd": 282,
+    "userfaultfd": 282, "setpriority": 140, "sched_setparam": 118, "sched_setscheduler": 119,
+    "sched_setaffinity": 122, "ioprio_set": 30, "migrate_pages": 238, "sched_setattr": 274,
 }  # fmt: skip
 _NUMBERS_EVERYWHERE = {  # since Linux 5.1 all machines share numbers
     "io_uring_setup": 425, "io_uring_enter": 426, "io_uring_register": 427, "open_tree": 428,
@@ -52,6 +55,11 @@ _X32_BIT = 0x40000000
 _NEW_NAMESPACES = 0x7E020000  # every CLONE_NEW* flag
 _TERMINAL_INJECTION = (0x5412, 0x541C)  # TIOCSTI, TIOCLINUX
 _AF_UNIX = 1
+_OF_PROCESSES = {"setpriority": 0, "ioprio_set": 1}  # what their first argument must be for one process
+_ONLY_ONESELF = (
+    "prlimit64", "sched_setparam", "sched_setscheduler", "sched_setaffinity", "sched_setattr",
+    "migrate_pages",
+)  # fmt: skip
 _PR_SET_SECCOMP, _MODE_FILTER = 22, 2
 
 
@@ -92,7 +100,10 @@ def _refusal(name: str) -> Iterator[bytes]:
         yield _op(_RETURN, _ERRNO | errno.ENOSYS)  # callers then use the older call
     elif name == "clone":
         yield from (_op(_LOAD, _ARGUMENTS_AT), _op(_ANY_BIT, _NEW_NAMESPACES, 0, 1), refuse, allow)
-    elif name == "prlimit64":  # one's own limits may be read and lowered
+    elif name in _OF_PROCESSES:  # a process that lives on must not be slowed down
+        yield from (_op(_LOAD, _ARGUMENTS_AT), _op(_EQUAL, _OF_PROCESSES[name], 1, 0), refuse)
+        yield from (_op(_LOAD, _ARGUMENTS_AT + 8), _op(_EQUAL, 0, 0, 1), allow, refuse)
+    elif name in _ONLY_ONESELF:  # one's own limits may be read and lowered
         yield from (_op(_LOAD, _ARGUMENTS_AT), _op(_EQUAL, 0, 0, 1), allow, refuse)
     elif name == "socketpair":  # asyncio and multiprocessing need pairs of the local kind
         yield from (_op(_LOAD, _ARGUMENTS_AT), _op(_EQUAL, _AF_UNIX, 0, 1), allow, refuse)

@@ -1,28 +1,32 @@
-"""One Python program's trial: the candidate in one process, its tests in another that it cannot touch.
+"""One Python program's tests, in a process that the candidate cannot touch.
 
 The tests see the candidate's public globals. Functions and objects among them are stand-ins that ask the
-candidate's process; plain values come back as copies, read by code that trusts nothing. So a candidate can
-answer wrongly, never decide: it shares no memory with the assertions, and it exists before the tests and the
-nonce are read. Tests that hand it something which cannot be copied, such as a function, run inside its
-process instead (`NeedsInside`); there a determined candidate can forge, and the verdict says so.
+candidate's process (`candidate`); plain values come back as copies, read by code that trusts nothing. So a
+candidate can answer wrongly, never decide: it shares no memory with the assertions, and its process comes
+from one that never held tests or a nonce. Tests that hand it something which cannot be copied, such as a
+function, run inside its process instead; there a determined candidate can forge, and the verdict says so.
 """
 
 import builtins
 import contextlib
+import functools
+import json
 import os
+import resource
 import signal
-import socket
 import sys
 import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from opcode import opmap
+from typing import Literal
 
-from starcoder.evaluate.sandbox.system import libc, ok
+from starcoder.evaluate.sandbox.candidate import message_of
+from starcoder.evaluate.sandbox.isolation import WorkerEnded
 from starcoder.evaluate.sandbox.verdicts import Kind
-from starcoder.evaluate.sandbox.wire import Channel, decode, encode, is_mutable, update
+from starcoder.evaluate.sandbox.wire import Channel, decode, encode, update
 
 _DETAIL = 300
-_SET_PDEATHSIG = 1
 _WALL_ERRORS = (1, 13, 30, 38, 101)  # EPERM, EACCES, EROFS, ENOSYS, ENETUNREACH
 
 
@@ -36,61 +40,156 @@ class CandidateGone(BaseException):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How the trial ended, and the nonce if and only if the last test held."""
+    """How the trial ended, and the nonce if and only if the last test held.
 
-    kind: Kind
-    detail: str
+    Beside the kinds of a verdict it can be `gone`, when the candidate's process ended, and `inside`, when the
+    tests must be run in that process.
+    """
+
+    kind: Kind | Literal["gone", "inside"]
+    detail: str = ""
     nonce: str = ""
 
 
-def hold(source: str, tests_and_nonce: Callable[[], tuple[str, str]], *, inside: bool) -> Outcome | None:
-    """Try `source`. Called in a process behind all walls; returns there the outcome, in a child of it None.
+@dataclass(frozen=True, slots=True)
+class Task:
+    """How a program is to be tried: the nonce that proves the last test held, and where the tests run."""
 
-    The child is the candidate and must exit at once. `tests_and_nonce` is called after the child exists.
+    nonce: str
+    inside: bool
+    cpu_s: int
 
-    Raises:
-        NeedsInside: the trial must be held again, with `inside`.
+
+def judge(channel: Channel, task: Task, source: str, tests_text: str) -> Outcome:
+    """Try the candidate at the other end of `channel`.
+
+    Tests that leave nothing behind run in this process, others in a child of it.
     """
-    ours, theirs = socket.socketpair()
-    candidate = os.fork()
-    if candidate == 0:
-        ours.close()
-        ok(libc().prctl(_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "pdeathsig")
-        channel = theirs.fileno()
-        os.closerange(3, channel)
-        os.closerange(channel + 1, 128)
-        _be_candidate(source, Channel(theirs))
-        return None
-    theirs.close()
-    tests, nonce = tests_and_nonce()
-    try:
-        return _judge(Channel(ours), tests, nonce, inside=inside)
-    except CandidateGone:
-        return _post_mortem(candidate)
-
-
-def _judge(channel: Channel, tests: str, nonce: str, *, inside: bool) -> Outcome:
     ask = _Asker(channel)
     try:
+        with contextlib.suppress(ConnectionError):  # the reply will tell that it is gone
+            channel.send(source)
         offered = ask.reply()
-        if inside:
-            if ask("tests", tests, nonce) != nonce:
+        if task.inside:
+            if ask("tests", tests_text, task.nonce) != task.nonce:
                 raise CandidateGone
-        else:
-            code = compile(tests, "<tests>", "exec")
-            exec(code, {"__name__": "tests", **dict(_visible(offered, frozenset(_names(code))))})
-    except CandidateGone:
-        raise
+            return Outcome("passed", "tested inside its own process", task.nonce)
+        tests = _read(tests_text)
+        if not isinstance(offered, dict):
+            raise CandidateGone
+        used = {name: offer for name, offer in offered.items() if name in tests.names}
+        if tests.leave_nothing and all(map(_is_the_candidates_own, used.values())):
+            return _run(tests, used, task.nonce)
+        return _in_a_child(lambda: _run(tests, offered, task.nonce), task.cpu_s)
     except BaseException as error:
-        if isinstance(error, NeedsInside):
-            raise
-        return Outcome(*classify(error))
-    return Outcome("passed", "tested inside its own process" if inside else "", nonce)
+        return _failure(error)
+
+
+@dataclass(frozen=True, slots=True)
+class _Tests:
+    """Compiled tests, the global names and attributes they use, and whether running them has no effects."""
+
+    code: types.CodeType
+    names: frozenset[str]
+    leave_nothing: bool
+
+
+_EFFECTS = frozenset(opmap[name] for name in ("IMPORT_NAME", "STORE_ATTR", "DELETE_ATTR", "LOAD_BUILD_CLASS"))
+_WITHOUT_EFFECTS = frozenset(
+    (
+        "abs", "all", "any", "bin", "bool", "bytearray", "bytes", "callable", "chr", "complex", "dict",
+        "divmod", "enumerate", "filter", "float", "format", "frozenset", "hash", "hex", "int", "isinstance",
+        "issubclass", "iter", "len", "list", "map", "max", "min", "next", "oct", "ord", "pow", "print",
+        "range", "repr", "reversed", "round", "set", "slice", "sorted", "str", "sum", "tuple", "zip",
+    )
+)  # fmt: skip
+_OF_FRAMES = ("_", "f_", "tb_", "gi_", "cr_", "ag_")
+
+
+@functools.lru_cache(maxsize=16)
+def _read(text: str) -> _Tests:
+    code = compile(text, "<tests>", "exec")
+    every = list(_codes(code))
+    names = frozenset(name for each in every for name in each.co_names)
+    return _Tests(
+        code,
+        names,
+        leave_nothing=not any(_EFFECTS.intersection(each.co_code[::2]) for each in every)
+        and all(map(_has_no_effects, names)),
+    )
+
+
+def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
+    """This code and that of the functions in it."""
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _codes(constant)
+
+
+def _has_no_effects(name: str) -> bool:
+    """Whether tests that use this name cannot change this process for the tests after them."""
+    builtin = getattr(builtins, name, None)
+    is_error = isinstance(builtin, type) and issubclass(builtin, BaseException)
+    return not name.startswith(_OF_FRAMES) and (builtin is None or is_error or name in _WITHOUT_EFFECTS)
+
+
+def _is_the_candidates_own(offer: object) -> bool:
+    """Whether it is no module of this process's, nor a member of one, by a name of the candidate's choice."""
+    return isinstance(offer, tuple) and offer[:1] == ("value",)
+
+
+def _run(tests: _Tests, offered: dict[object, object], nonce: str) -> Outcome:
+    try:
+        exec(tests.code, {"__name__": "tests", **dict(_visible(offered, tests.names))})
+    except BaseException as error:
+        return _failure(error)
+    return Outcome("passed", "", nonce)
+
+
+def _in_a_child(run: Callable[[], Outcome], cpu_s: int) -> Outcome:
+    """The outcome of a `run` that may change its process."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s + 1))
+        outcome = run()
+        with open(writer, "w", encoding="ascii") as file:
+            json.dump([outcome.kind, outcome.detail, outcome.nonce], file)
+        raise WorkerEnded(0)
+    os.close(writer)
+    with open(reader, encoding="ascii") as file:
+        text = file.read()
+    _, status = os.waitpid(child, 0)
+    if text and status == 0:
+        return Outcome(*json.loads(text))
+    return obituary(status)
+
+
+def obituary(status: int) -> Outcome:
+    """What became of a process that ended before the tests did, given its status as `waitpid` tells it."""
+    if not os.WIFSIGNALED(status):
+        return Outcome("exit", f"ended with code {os.waitstatus_to_exitcode(status)} before the tests did")
+    killer = signal.Signals(os.WTERMSIG(status))
+    if killer is signal.SIGXCPU:
+        return Outcome("timeout", "CPU time used up")
+    return Outcome("error", f"ended by {killer.name} before the tests did")
+
+
+def _failure(error: BaseException) -> Outcome:
+    match error:
+        case WorkerEnded():
+            raise error
+        case CandidateGone():
+            return Outcome("gone")
+        case NeedsInside():
+            return Outcome("inside")
+    return Outcome(*classify(error))
 
 
 def classify(error: BaseException) -> tuple[Kind, str]:
     """The kind of failure that an exception is, and a line about it."""
-    text = f"{type(error).__name__}: {_text(error)}".rstrip(": ")
+    text = f"{type(error).__name__}: {message_of(error)}".rstrip(": ")
     if where := _line_of_tests(error):
         text = f"{text} ({where})"
     kind: Kind = "error"
@@ -110,13 +209,6 @@ def classify(error: BaseException) -> tuple[Kind, str]:
     return kind, " ".join(text.split())[:_DETAIL]
 
 
-def _text(error: BaseException) -> str:
-    try:
-        return str(error)
-    except BaseException:  # a candidate's own __str__
-        return ""
-
-
 def _line_of_tests(error: BaseException) -> str:
     trace, line = error.__traceback__, 0
     while trace:
@@ -124,21 +216,6 @@ def _line_of_tests(error: BaseException) -> str:
             line = trace.tb_lineno
         trace = trace.tb_next
     return f"line {line} of the tests" if line else ""
-
-
-def _post_mortem(candidate: int) -> Outcome:
-    """Why the candidate's process is gone."""
-    os.kill(candidate, signal.SIGKILL)
-    _, status = os.waitpid(candidate, 0)
-    if not os.WIFSIGNALED(status):
-        return Outcome("exit", f"ended with code {os.waitstatus_to_exitcode(status)} before the tests did")
-    killer = signal.Signals(os.WTERMSIG(status))
-    if killer is signal.SIGXCPU:
-        return Outcome("timeout", "CPU time used up")
-    return Outcome("error", f"ended by {killer.name} before the tests did")
-
-
-# The tests' side
 
 
 class _Asker:
@@ -243,14 +320,12 @@ def _out(value: object) -> object:
     return encode(value, lend)
 
 
-def _visible(offered: object, used: frozenset[str]) -> Iterator[tuple[str, object]]:
+def _visible(offered: dict[object, object], used: frozenset[str]) -> Iterator[tuple[str, object]]:
     """The candidate's globals as the tests may see them, given the names that the tests use.
 
     What has the name of a builtin stays hidden, or a candidate could give the tests its own `abs` or `all`;
     unless the tests use nothing else of the candidate's, so that this is what they are for.
     """
-    if not isinstance(offered, dict):
-        raise CandidateGone
     is_builtin = {name: hasattr(builtins, str(name)) for name in offered}
     hides = any(
         name in used and not is_builtin[name] and isinstance(value, tuple) and value[:1] != ("module",)
@@ -271,14 +346,6 @@ def _visible(offered: object, used: frozenset[str]) -> Iterator[tuple[str, objec
                             yield name, getattr(_import(module), member)
 
 
-def _names(code: types.CodeType) -> Iterator[str]:
-    """The global names and attributes that code and the functions in it use."""
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from _names(constant)
-
-
 _TRUSTED_MODULES = sys.stdlib_module_names | {"numpy"}
 
 
@@ -296,117 +363,3 @@ def _exception(name: str, message: str, number: object) -> BaseException:
     if issubclass(kind, UnicodeError | BaseExceptionGroup):  # these want more than a message
         kind = ValueError
     return kind(message)
-
-
-# The candidate's side
-
-
-def _be_candidate(source: str, channel: Channel) -> None:
-    """Run the candidate's text, then answer questions about what it defined until the tests are done."""
-    lent: list[object] = []
-    module = types.ModuleType("candidate")
-    sys.modules["candidate"] = module
-    answers = _Answers(module, lent)
-    try:
-        exec(compile(source, "<candidate>", "exec"), module.__dict__)
-        reply = ["value", encode(dict(answers.offers()), answers.lend)]
-    except BaseException as error:
-        reply = _raised(error)
-    while True:
-        try:
-            channel.send(reply)
-            question = channel.receive()
-        except (EOFError, ConnectionError):
-            return
-        assert isinstance(question, list), "the tests' side sends lists"
-        try:
-            reply = ["value", encode(answers.to(question), answers.lend)]
-        except BaseException as error:
-            reply = _raised(error)
-
-
-class _Answers:
-    """What the candidate's process says when the tests ask."""
-
-    def __init__(self, module: types.ModuleType, lent: list[object]):
-        self._module, self._lent = module, lent
-
-    def offers(self) -> Iterator[tuple[str, tuple[object, ...]]]:
-        """The candidate's globals: values, and where the modules and members it imported come from."""
-        for name, value in list(self._module.__dict__.items()):
-            home = getattr(value, "__module__", None)
-            if name.startswith("__"):
-                continue
-            if isinstance(value, types.ModuleType):
-                yield name, ("module", value.__name__)
-            elif isinstance(home, str) and home != "candidate" and hasattr(value, "__name__"):
-                yield name, ("member", home, value.__name__)
-            else:
-                yield name, ("value", value)
-
-    def lend(self, thing: object) -> object:
-        """The form of an object that stays here."""
-        self._lent.append(thing)
-        return {"t": "lent", "v": len(self._lent) - 1}
-
-    def to(self, question: list[object]) -> object:
-        """The answer to one question."""
-        match question:
-            case ["call", int(number), args, kwargs]:
-                return self._call(self._lent[number], args, self._in(kwargs))
-            case ["get", int(number), str(name)]:
-                return getattr(self._lent[number], name)
-            case ["set", int(number), str(name), value]:
-                setattr(self._lent[number], name, self._in(value))
-                return None
-            case ["iter", int(number)]:
-                return _Kept(iter(self._lent[number]))  # type: ignore[call-overload]
-            case ["next", iterator]:
-                kept = self._in(iterator)
-                assert isinstance(kept, _Kept)
-                return next(((True, item) for item in kept.iterator), (False,))
-            case ["true", int(number)]:
-                return bool(self._lent[number])
-            case ["len", int(number)]:
-                return len(self._lent[number])  # type: ignore[arg-type]
-            case ["item", int(number), key]:
-                return self._lent[number][self._in(key)]  # type: ignore[index]
-            case ["text", int(number)]:
-                return str(self._lent[number])
-            case ["tests", str(tests), str(nonce)]:
-                exec(compile(tests, "<tests>", "exec"), self._module.__dict__)
-                return nonce
-        raise AssertionError(question)
-
-    def _call(self, function: object, form: object, kwargs: object) -> tuple[object, dict[int, object]]:
-        """The function's answer, and the mutable arguments that differ from what was sent."""
-        args = self._in(form)
-        assert isinstance(form, dict) and isinstance(args, tuple), "arguments travel as a tuple"
-        assert isinstance(kwargs, dict) and callable(function)
-        value = function(*args, **kwargs)
-        changed = {
-            index: arg
-            for index, (arg, sent) in enumerate(zip(args, form["v"], strict=True))
-            if is_mutable(arg) and encode(arg, self.lend) != sent
-        }
-        return value, changed
-
-    def _in(self, form: object) -> object:
-        return decode(form, lambda number: self._lent[number])
-
-
-@dataclass(frozen=True, slots=True)
-class _Kept:
-    """An iterator on loan."""
-
-    iterator: Iterator[object]
-
-
-def _raised(error: BaseException) -> list[object]:
-    """The answer that says `error` happened, by the nearest exception type that Python itself has."""
-    kind = next(cls for cls in type(error).__mro__ if cls.__module__ == "builtins")
-    text, number = _text(error), None
-    if isinstance(error, OSError) and isinstance(error.errno, int):
-        number = error.errno
-        text = f"{error.strerror}" if error.filename is None else f"{error.strerror}: {error.filename!r}"
-    return ["raised", kind.__name__, text[:_DETAIL], number]

@@ -7,6 +7,7 @@ side by a number. What is read can be wrong but never runs code: no pickle, no m
 import json
 import socket
 import struct
+import types
 from collections.abc import Callable, Iterable
 from decimal import Decimal
 from fractions import Fraction
@@ -15,6 +16,7 @@ _LENGTH = struct.Struct("<I")
 _MOST_BYTES = 256 << 20
 _SMALL = 1 << 62  # larger ones would be parsed digit by digit
 _SAME_IN_JSON = frozenset({type(None), bool, float, str})
+_NEVER_COPIED = frozenset({types.FunctionType, types.BuiltinFunctionType, type})  # only a short cut
 _LEAVES = _SAME_IN_JSON | {int}
 _BASES: tuple[type, ...] = (
     bool, int, float, complex, str, bytes, bytearray, list, tuple, set, frozenset, dict, Decimal, Fraction,
@@ -47,6 +49,18 @@ class Channel:
         except (ValueError, RecursionError):
             raise EOFError("not a message") from None
 
+    def send_bytes(self, data: memoryview) -> None:
+        """Send bytes whose number the other side knows."""
+        self._connection.sendall(data)
+
+    def receive_text(self, size_bytes: int) -> str:
+        """Text of which that many bytes were sent.
+
+        Raises:
+            EOFError: the other side is gone.
+        """
+        return self._exactly(size_bytes).decode("utf-8", "surrogatepass")
+
     def _exactly(self, count: int) -> bytearray:
         data = bytearray()
         while len(data) < count:
@@ -65,6 +79,8 @@ def encode(value: object, lend: Callable[[object], object]) -> object:
     kind = type(value)
     if kind in _SAME_IN_JSON:
         return value
+    if kind in _NEVER_COPIED:
+        return lend(value)
     match value:
         case int() if kind is int:
             return value if -_SMALL < value < _SMALL else {"t": "int", "v": hex(value)}

@@ -1,7 +1,7 @@
-"""The worker process: stays warm and forks once for every program, behind that program's own walls.
+"""The worker process: keeps a yard and a court warm and watches every trial between them.
 
 Started by `pool` as `python -I -S -c ...`; speaks length-prefixed JSON on its standard input and output:
-first a `Hello`, then for every program a job and its tests in, a verdict out. It holds one program at a time.
+first settings in and what it reached out, then jobs in and verdicts out. It holds one program at a time.
 """
 
 import contextlib
@@ -15,20 +15,29 @@ import struct
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from typing import TypedDict, cast
 
 from starcoder.evaluate.sandbox import commands, isolation, trial
+from starcoder.evaluate.sandbox.candidate import rehearse
 from starcoder.evaluate.sandbox.isolation import Ground, Place, WorkerEnded
-from starcoder.evaluate.sandbox.trial import NeedsInside, Outcome
-from starcoder.evaluate.sandbox.verdicts import Limits
+from starcoder.evaluate.sandbox.trial import Outcome, Task
+from starcoder.evaluate.sandbox.verdicts import Kind, Limits
 from starcoder.evaluate.sandbox.wire import Channel
+from starcoder.evaluate.sandbox.yard import Court, Enclosure, Texts, WallDown, Yard
 
 _LENGTH = struct.Struct("<I")
 _WATCH_S = 0.02  # how often memory is looked at
-_COMMON = (
-    "bisect collections copy datetime functools heapq itertools json math operator random re string typing"
-)
+_COMMON = "bisect collections copy datetime functools heapq itertools json math operator re string typing"
 """Modules that most programs use, imported before any; each more makes every fork slower."""
+_TRIED_UNWEIGHED = 16  # programs between two looks at the size of the court
+_MOST_COURT_BYTES = 64 << 20  # a court that answers have blown up is left for a new one
+
+
+class _Job(TypedDict):
+    language: str
+    sizes: list[int]
+    tools: dict[str, str]
+    limits: dict[str, float]
 
 
 def main() -> None:
@@ -48,6 +57,9 @@ def main() -> None:
 def _work() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # a judge must not be interruptible by its candidate
     settings = json.loads(_read_frame(0))
+    cpus = sorted(os.sched_getaffinity(0))
+    # What tries one program takes turns; waking each other on another core costs more than the program.
+    os.sched_setaffinity(0, {cpus[settings["number"] % len(cpus)]})
     place = Place(
         settings["root"],
         tuple(settings["readable"]),
@@ -63,172 +75,160 @@ def _work() -> None:
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(null, descriptor)
+    rehearse()
     gc.collect()
     gc.freeze()  # forks then share these pages
     os.environ.clear()
     os.environ.update(PATH="/usr/bin:/bin", HOME="/tmp", TMPDIR="/tmp", LANG="C.UTF-8")
-    Worker(ground, requests, replies).serve()
+    Worker(ground, requests, replies, cpus).serve()
 
 
 class Worker:
     """One after another, programs from `requests`, verdicts to `replies`."""
 
-    def __init__(self, ground: Ground, requests: int, replies: int):
+    def __init__(self, ground: Ground, requests: int, replies: int, cpus: Sequence[int]):
+        self._cpus = cpus
         self._ground, self._requests, self._replies = ground, requests, replies
-        self._has_own_pids = "pid-namespace" in ground.reached
-        self._own_pids = os.open("/proc/self/ns/pid", os.O_RDONLY) if self._has_own_pids else -1
+        self._limits: Limits | None = None
+        self._yard: Yard | None = None
+        self._court: Court | None = None
+        self._texts = Texts()
+        self._num_tried = 0
 
     def serve(self) -> None:
         """Until the requests end.
 
         Raises:
-            WorkerEnded: in every forked program, and here at the end.
+            WorkerEnded: in every forked process, and here at the end.
         """
         self._reply({"reached": sorted(self._ground.reached)})
         while True:
             job = json.loads(_read_frame(self._requests))
             limits = Limits(**job["limits"])
-            tests = None
+            self._texts.read(self._requests, sum(job["sizes"]))
             began = time.monotonic()
-            for inside in (False, True):
-                job["inside"] = inside
-                result, tests = self._hold(job, limits, tests)
-                if result is not None:
-                    break
-            kind, detail = result or ("error", "the tests could not be run")
-            self._reply({"kind": kind, "detail": detail, "seconds": time.monotonic() - began})
+            try:
+                outcome = self._try(job, limits)
+            except WallDown as down:
+                outcome = Outcome("isolation", f"a wall does not stand: {down}")
+            seconds = time.monotonic() - began
+            self._reply({"kind": outcome.kind, "detail": outcome.detail, "seconds": seconds})
 
-    def _hold(
-        self, job: dict[str, object], limits: Limits, tests: str | None
-    ) -> tuple[tuple[str, str] | None, str]:
-        """One trial and the tests it used; no result when it has to be held again, inside."""
+    def _try(self, job: _Job, limits: Limits) -> Outcome:
+        if job["language"] != "python":
+            return self._try_commands(job, limits)
+        outcome = Outcome("inside")
+        for inside in (False, True):
+            if outcome.kind == "inside":
+                nonce = os.urandom(16).hex()
+                outcome = self._try_python(Task(nonce, inside, limits.cpu_s), job["sizes"], limits)
+                outcome = _believed(outcome, nonce)
+        return outcome
+
+    def _try_python(self, task: Task, sizes: list[int], limits: Limits) -> Outcome:
+        yard, court = self._ready(limits)
+        deadline = time.monotonic() + limits.timeout_s
         ours, theirs = socket.socketpair()
-        deadline = time.monotonic() + limits.timeout_s + commands.compile_s(str(job["language"]))
-        ground = self._ground
-        if "private-tmp" not in ground.reached:
-            ground = replace(ground, tmp=f"{ground.place.root}/{os.urandom(8).hex()}")
-            os.mkdir(ground.tmp, 0o700)
-        if self._has_own_pids:
-            isolation.next_program_in_own_pids()
-        program = os.fork()
-        if program == 0:
-            for descriptor in (self._requests, self._replies, self._own_pids, ours.fileno()):
-                with contextlib.suppress(OSError):
-                    os.close(descriptor)
-            _in_program(ground, job, limits, Channel(theirs))
-        theirs.close()
-        try:
-            if self._has_own_pids:
-                isolation.later_children_in(self._own_pids)
-            if tests is None:
-                tests = _read_frame(self._requests).decode()
-            nonce = os.urandom(16).hex()
-            outcome = self._watch(ours, [tests, nonce], deadline, limits)
-        finally:
-            ours.close()
-            self._end(program)
-            if ground.tmp != self._ground.tmp:
-                _remove(ground.tmp)
-        return _believe(outcome, nonce), tests
+        with ours, theirs, contextlib.suppress(ConnectionError, TimeoutError):
+            yard.admit(ours)
+            court.open(theirs, task, self._texts, sizes, limits.timeout_s)
+        outcome, is_answer = self._watch(court.line, deadline, limits)
+        if not is_answer or outcome.kind == "memory" or self._has_grown(court):
+            self._end_court()
+        status, is_clean = yard.clear() if is_answer else (0, False)
+        if not is_clean:
+            self._end_yard()
+        return trial.obituary(status) if outcome.kind == "gone" else outcome
 
-    def _watch(self, ours: socket.socket, message: object, deadline: float, limits: Limits) -> object:
-        """What the program's judge says, or what stopped it."""
-        ours.settimeout(max(0.01, deadline - time.monotonic()))
-        channel = Channel(ours)
-        with contextlib.suppress(ConnectionError, TimeoutError):
-            channel.send(message)
+    def _try_commands(self, job: _Job, limits: Limits) -> Outcome:
+        """Walls of its own for every program: they cost less than a compiler."""
+        language, tools = job["language"], job["tools"]
+        nonce = os.urandom(16).hex()
+
+        def live(line: socket.socket, _tmp: str) -> None:
+            os.sched_setaffinity(0, self._cpus)  # compilers and run times have threads
+            channel = Channel(line)
+            source, tests = map(channel.receive_text, job["sizes"])
+            outcome = commands.hold(language, tools, source, (tests, nonce), limits)
+            channel.send([outcome.kind, outcome.detail, outcome.nonce])
+
+        place = Enclosure(self._ground, commands.room(language, limits), live, commands=True)
+        deadline = time.monotonic() + limits.timeout_s + commands.compile_s(language)
+        with contextlib.suppress(ConnectionError):
+            self._texts.send(Channel(place.line))
+        outcome, _ = self._watch(place.line, deadline, limits)
+        place.end(self._processes())
+        return _believed(outcome, nonce)
+
+    def _ready(self, limits: Limits) -> tuple[Yard, Court]:
+        """A yard and a court for these limits, new where the last program left none.
+
+        Raises:
+            WallDown: they cannot be had.
+        """
+        if limits != self._limits:
+            self._end_yard()
+            self._end_court()
+            self._limits = limits
+        self._court = self._court or Court(self._ground, limits)
+        self._yard = self._yard or Yard(self._ground, limits)
+        return self._yard, self._court
+
+    def _watch(self, line: socket.socket, deadline: float, limits: Limits) -> tuple[Outcome, bool]:
+        """What the judge says, or what stopped it; and which of both it is."""
         poll = select.poll()
-        poll.register(ours, select.POLLIN)
+        poll.register(line, select.POLLIN)
         while (left := deadline - time.monotonic()) > 0:
             if poll.poll(1000 * min(left, _WATCH_S)):
+                line.settimeout(left)
                 try:
-                    return channel.receive()
+                    return _outcome(Channel(line).receive()), True
                 except (EOFError, TimeoutError):
-                    return ["error", "the process that runs the tests was ended", ""]
+                    return Outcome("error", "the process that runs the tests was ended"), False
             if "memory-sum" in self._ground.reached:
                 others = [int(name) for name in os.listdir("/proc") if name.isdigit() and name != "1"]
                 if isolation.resident_bytes(others) > limits.memory_bytes:
-                    return ["memory", f"more than {limits.memory_bytes >> 20} MiB together", ""]
-        return ["timeout", f"not done after {limits.timeout_s:g} s", ""]
+                    return Outcome("memory", f"more than {limits.memory_bytes >> 20} MiB together"), False
+        return Outcome("timeout", f"not done after {limits.timeout_s:g} s"), False
 
-    def _end(self, program: int) -> None:
-        """End the program and everything it started."""
-        with contextlib.suppress(OSError):
-            os.kill(program, signal.SIGKILL)
-        if not self._has_own_pids:
-            with contextlib.suppress(OSError):
-                os.killpg(program, signal.SIGKILL)
-        os.waitpid(program, 0)
-        while not self._has_own_pids and (orphans := _children()):
-            for orphan in orphans:
-                with contextlib.suppress(OSError):
-                    os.kill(orphan, signal.SIGKILL)
-                os.waitpid(orphan, 0)
+    def _has_grown(self, court: Court) -> bool:
+        self._num_tried += 1
+        if self._num_tried % _TRIED_UNWEIGHED:
+            return False
+        return isolation.resident_bytes([court.process]) > _MOST_COURT_BYTES
+
+    def _end_court(self) -> None:
+        court, self._court = self._court, None
+        if court:
+            court.end(self._processes())
+
+    def _end_yard(self) -> None:
+        yard, self._yard = self._yard, None
+        if yard:
+            yard.end(self._processes())
+
+    def _processes(self) -> set[int]:
+        """Of the places that are to stay."""
+        return {place.process for place in (self._yard, self._court) if place}
 
     def _reply(self, message: object) -> None:
         data = json.dumps(message).encode()
         os.write(self._replies, _LENGTH.pack(len(data)) + data)
 
 
-def _remove(folder: str) -> None:
-    """Remove a folder that a program has written, which may have shut itself off."""
-    import shutil  # only on machines without namespaces; every fork would pay for it
-
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def _in_program(ground: Ground, job: dict[str, object], limits: Limits, channel: Channel) -> None:
-    """The forked process: walls first, then the trial. Always raises `WorkerEnded`."""
-    language, source = str(job["language"]), str(job["source"])
-    python = language == "python"
-    outcome: Outcome | None
-    try:
-        space = limits.memory_bytes if python else None
-        room = limits if python else commands.room(language, limits)
-        isolation.confine(ground, room, commands=not python, address_space=space)
-    except OSError as error:
-        outcome = Outcome("isolation", f"a wall does not stand: {error}")
-    else:
-        gc.enable()
-        try:
-            if python:
-                outcome = trial.hold(source, lambda: _receive(channel), inside=bool(job["inside"]))
-            else:
-                tools = job["tools"]
-                assert isinstance(tools, dict)
-                outcome = commands.hold(language, tools, source, _receive(channel), limits)
-        except NeedsInside:
-            outcome = Outcome("error", "inside")
-        except BaseException as error:
-            outcome = Outcome(*trial.classify(error))
-    if outcome is not None:
-        channel.send([outcome.kind, outcome.detail, outcome.nonce])
-    raise WorkerEnded(0)
+def _outcome(message: object) -> Outcome:
+    """What a judge says, which in languages with tool-chains shares its user with the candidate."""
+    match message:
+        case [str(kind), str(detail), str(nonce)]:
+            return Outcome(cast(Kind, kind), detail, nonce)
+    return Outcome("error", "the judge said nothing")
 
 
-def _receive(channel: Channel) -> tuple[str, str]:
-    message = channel.receive()
-    assert isinstance(message, list), "the worker sends tests and nonce"
-    tests, nonce = message
-    return tests, nonce
-
-
-def _believe(outcome: object, nonce: str) -> tuple[str, str] | None:
-    match outcome:
-        case ["error", "inside", ""]:
-            return None
-        case ["passed", str(detail), shown]:
-            return ("passed", detail) if shown == nonce else ("exit", "a verdict without the nonce")
-        case [str(kind), str(detail), _]:
-            return kind, detail
-    return "error", "the judge said nothing"
-
-
-def _children() -> Sequence[int]:
-    me = os.getpid()
-    with contextlib.suppress(OSError), open(f"/proc/{me}/task/{me}/children", encoding="ascii") as file:
-        return [int(child) for child in file.read().split()]
-    return []
+def _believed(outcome: Outcome, nonce: str) -> Outcome:
+    """`outcome`, unless it claims success without the nonce."""
+    if outcome.kind == "passed" and outcome.nonce != nonce:
+        return Outcome("exit", "a verdict without the nonce")
+    return outcome
 
 
 def _read_frame(descriptor: int) -> bytes:

@@ -194,6 +194,22 @@ here = ctypes.create_string_buffer(8)
 near, far = Vector(ctypes.addressof(here), 8), Vector(id(add), 8)
 if libc.process_vm_readv(os.getppid(), ctypes.byref(near), 1, ctypes.byref(far), 1, 0) > 0: won()
 """,
+    "slow the parent down": """
+import os
+parent = os.getppid()
+for slow in (lambda: os.setpriority(os.PRIO_PROCESS, parent, 19), lambda: os.setpriority(os.PRIO_USER, 0, 19),
+             lambda: os.sched_setaffinity(parent, {0}), lambda: os.sched_setaffinity(1, {0}),
+             lambda: os.sched_setscheduler(parent, os.SCHED_IDLE, os.sched_param(0))):
+    try: slow(); won()
+    except OSError: pass
+""",
+    "slow the parent's input and output": LIBC
+    + """
+numbers = (251, 256, 62) if os.uname().machine == 'x86_64' else (30, 238, 129)
+idle = 3 << 13
+if libc.syscall(numbers[0], 1, os.getppid(), idle) == 0 or libc.syscall(numbers[0], 3, 0, idle) == 0: won()
+if libc.prctl(62, 1, os.getppid(), 0, 0) == 0: won()
+""",
     "starve the parent by limits": "import resource as r, os; r.prlimit(os.getppid(), 0, (0, 0)); won()",
 }
 
@@ -278,6 +294,11 @@ for family in range(1, 46):
 import subprocess
 subprocess.check_call(['bash', '-c', 'echo > /dev/tcp/127.0.0.1/{port}']); won()
 """,
+    "name a socket of a pair": """
+import os, socket
+here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+here.sendto(b'x', {socket!r}); here.sendto(b'x', '\\0' + {socket!r}); won()
+""",
     "rings of the kernel": LIBC
     + "p = ctypes.create_string_buffer(256)\nif libc.syscall(425, 4, p) >= 0: won()",
 }
@@ -345,6 +366,13 @@ for _ in range(5): threading.Thread(target=stay).start()
     "stop oneself": "import os, signal; os.kill(os.getpid(), signal.SIGSTOP)",
     "shared memory": LIBC
     + "if libc.shmget(0, 1 << 20, 0o1600) >= 0 or libc.syscall(319, b'm', 0) >= 0: won()",
+    "semaphores and queues": LIBC
+    + "if libc.semget(7, 1, 0o1600) >= 0 or libc.msgget(7, 0o1600) >= 0: won()\n"
+    "try: libc.mq_open(b'/q', 0o102, 0o600, None) >= 0 and won()\nexcept AttributeError: pass",
+    "shared memory of a name": """
+from multiprocessing import shared_memory
+shared_memory.SharedMemory('starcoder', create=True, size=4096); won()
+""",
 }
 
 HOSTILE = {**EXITS, **FORGERIES, **KILLS, **FILES, **NETWORK, **BOMBS}
