@@ -78,7 +78,8 @@ class _HeadLoss(torch.autograd.Function):
         for start in range(0, hidden.size(0), _ROWS):
             part = slice(start, start + _ROWS)
             grad = (hidden[part] @ weight.T).float()
-            for logits, at in zip(grad.split(_SOFTMAX_ROWS), labels[part].split(_SOFTMAX_ROWS), strict=True):
+            pieces = (torch.split(x, _SOFTMAX_ROWS) for x in (grad, labels[part]))
+            for logits, at in zip(*pieces, strict=True):
                 total += _to_gradient(logits, at[:, None])
             grad = grad.to(hidden.dtype)
             if hidden_grad is not None:

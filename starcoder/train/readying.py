@@ -1,0 +1,248 @@
+"""A recipe -> everything a run needs: data read and looked at, the model loaded, what learns made.
+
+Limits: adapters on a vocabulary that grows are refused, for adapter files hold no embeddings; train such
+chats in full, or give a template whose tokens are there.
+"""
+
+import math
+import random
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from rich.console import Console
+
+from starcoder import checkpoint
+from starcoder.adapters import Adapter
+from starcoder.checkpoint.adapting import add_adapter
+from starcoder.errors import ConfigError
+from starcoder.model import Transformer
+from starcoder.tokenizer import Tokenizer
+from starcoder.train import bins, loop, survey
+from starcoder.train.device import choose_device, choose_precision
+from starcoder.train.dialogues import STARCHAT, STARCHAT_TOKENS, ChatTemplate, tokens_of
+from starcoder.train.examples import Code, Example, Format, by_repository, choose
+from starcoder.train.growing import add_noise, grow
+from starcoder.train.losses import sum_loss
+from starcoder.train.packing import Batch
+from starcoder.train.recipe import Recipe
+from starcoder.train.sources import Row, Sources, Table, read
+from starcoder.train.vocabulary import add_tokens
+
+if TYPE_CHECKING:
+    from starcoder.train.distributed import Processes
+
+
+@dataclass(slots=True)
+class Prepared:
+    """Everything a run needs, ready to train."""
+
+    model: Transformer
+    adapter: Adapter | None
+    tokenizer: Tokenizer
+    tokenizer_folder: Path
+    stream: loop.Stream
+    held_out: list[Batch]
+    loss: loop.Loss
+    survey: survey.Survey
+    max_steps: int
+    precision: loop.Precision
+
+
+def prepare(recipe: Recipe, console: Console, group: "Processes | None" = None) -> Prepared:
+    """Read the data, look at it, load the model, and make what learns.
+
+    Raises:
+        ConfigError: settings, data and model do not fit one another.
+    """
+    device = choose_device(recipe.device) if group is None else group.device
+    precision = choose_precision(device, recipe.precision)
+    folder = checkpoint.resolve(recipe.model)
+    positions = checkpoint.read_config(folder).max_positions
+    if recipe.seq_length > positions:
+        raise ConfigError(
+            f"seq_length is {recipe.seq_length}, the model has {positions} positions",
+            f"--seq-length {positions}",
+        )
+    sources = read(recipe.source, seed=recipe.seed)
+    tokenizer_folder, tokenizer, chat = _tokenizer(recipe, folder, sources, group)
+    form = _form(recipe, sources, tokenizer, chat)
+    sources = _grouped(sources, form, recipe.seed)
+    looked_at = [row for _, row in sources.train.read(0, 0, 200)]
+    found = survey.survey(looked_at, form, recipe.seq_length)
+    _show_survey(found, sources, tokenizer, console)
+    model, adapter = build(recipe, folder, tokenizer.vocab_size, device, precision, group)
+    if recipe.method == "dpo":
+        from starcoder.train import preference
+
+        assert adapter is not None, "dpo trains an adapter"
+        stream, held_out = _pairs(recipe, sources, tokenizer)
+        loss = preference.dpo(adapter, beta=recipe.beta)
+    else:
+        stream = bins.PackedExamples(
+            sources.train, form, tokenizer, seq_length=recipe.seq_length, seed=recipe.seed
+        )
+        held_out = bins.held_out(sources.validation, form, stream, recipe.source.validation_tokens)
+        loss = sum_loss
+    max_steps = recipe.max_steps or _steps(recipe, sources, found)
+    learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    console.print(
+        f"{recipe.method}: {learning / 1e6:,.2f} M of {model.config.num_parameters / 1e6:,.1f} M parameters "
+        f"learn, in {precision} on {device}; {max_steps} steps of "
+        f"{recipe.batch_size * recipe.accumulation} x {recipe.seq_length} tokens",
+        highlight=False,
+    )
+    return Prepared(
+        model, adapter, tokenizer, tokenizer_folder, stream, held_out, loss, found, max_steps, precision
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Accepted:
+    """Of a preference, the accepted document: what is shown before and after."""
+
+    tokenizer: Tokenizer
+
+    def __call__(self, row: Row, room: int, rng: random.Random) -> list[Example]:
+        from starcoder.train import preference
+
+        pairs = preference.read_pairs([dict(row)], self.tokenizer, room - 1)
+        return [
+            Example(pair.prompt + pair.accepted, [False] * len(pair.prompt) + [True] * len(pair.accepted))
+            for pair in pairs
+        ]
+
+
+def _form(recipe: Recipe, sources: Sources, tokenizer: Tokenizer, chat: ChatTemplate | None) -> Format:
+    is_preference = sources.shape.kind == "preference"
+    if is_preference != (recipe.method == "dpo"):
+        found = ", ".join(map(repr, sources.train.columns))
+        raise ConfigError(
+            f"method {recipe.method} does not go with the columns {found}",
+            "dpo learns from prompt, accepted (or chosen) and rejected, and nothing else does",
+        )
+    if is_preference:
+        return _Accepted(tokenizer)
+    return choose(sources.shape, sources.train.columns, tokenizer, recipe.fim, recipe.form, chat)
+
+
+def _pairs(recipe: Recipe, sources: Sources, tokenizer: Tokenizer) -> tuple[loop.Stream, list[Batch]]:
+    from starcoder.train import preference
+
+    if not isinstance(sources.train, Table):
+        raise ConfigError("preferences cannot be streamed", "leave out --streaming")
+    length = recipe.seq_length
+    train = preference.read_pairs([dict(row) for row in sources.train.all()], tokenizer, length)
+    stream = preference.PreferencePairs(list(train), tokenizer, seq_length=length, seed=recipe.seed)
+    if not sources.validation:
+        return stream, []
+    held = list(preference.read_pairs([dict(row) for row in sources.validation], tokenizer, length))
+    limit = max(1, recipe.source.validation_tokens // length)
+    return stream, [stream.collate(held[at : at + 4]) for at in range(0, min(limit, len(held)), 4)]
+
+
+def build(
+    recipe: Recipe,
+    folder: Path,
+    vocab_size: int,
+    device: torch.device,
+    precision: loop.Precision,
+    group: "Processes | None" = None,
+) -> tuple[Transformer, Adapter | None]:
+    """The model with what learns: weights of its own in float32, or an adapter on frozen ones."""
+    dtype = getattr(torch, precision)
+    is_stored = checkpoint.scheme_of(folder) is not None
+    scheme = recipe.quantize if recipe.method == "qlora" and not is_stored else None
+    if group is not None:
+        from starcoder.train import distributed
+
+        model, adapter = distributed.build(
+            folder,
+            group,
+            dtype=dtype,
+            adapter=None if recipe.method == "full" else recipe.adapter,
+            quantize=scheme,
+            sharding="none" if scheme else recipe.sharding,
+            offload=recipe.offload,
+        )
+    elif recipe.method == "full":
+        model = checkpoint.load(folder, device=device, dtype=torch.float32)
+        for parameter in model.parameters():
+            parameter.data = parameter.data.clone()  # loaded ones are mapped from the file
+        grow(model, vocab_size)
+        model.requires_grad_(True)
+        adapter = None
+    else:
+        model = checkpoint.load(folder, device=device, dtype=dtype, quantize=scheme)
+        adapter = add_adapter(model, recipe.adapter)
+    model.is_recomputed = recipe.is_recomputed
+    if recipe.neftune_alpha:
+        add_noise(model.embed, recipe.neftune_alpha, recipe.seq_length)
+    return model.train(), adapter
+
+
+def _tokenizer(
+    recipe: Recipe, folder: Path, sources: Sources, group: "Processes | None"
+) -> tuple[Path, Tokenizer, ChatTemplate | None]:
+    """The folder of the tokenizer to train with and to save, what is in it, and how dialogues are shown."""
+    tokenizer = Tokenizer.load(folder)
+    if sources.shape.kind != "messages":
+        return folder, tokenizer, None
+    if recipe.form.chat_template is not None:
+        try:
+            source = Path(recipe.form.chat_template).read_text("utf-8")
+        except OSError as error:
+            raise ConfigError(f"cannot read {recipe.form.chat_template!r}: {error.strerror}") from None
+        new = tokens_of(source)
+    elif tokenizer.chat_template:
+        source, new = tokenizer.chat_template, ()
+    else:
+        source, new = STARCHAT, STARCHAT_TOKENS
+    missing = [text for text in new if text not in tokenizer.special_tokens]
+    if missing and (recipe.method != "full" or group is not None):
+        raise ConfigError(
+            f"the chat template needs new tokens ({', '.join(missing)}), which adapters do not hold",
+            "--method full in one process, or --chat-template with one whose tokens are in the vocabulary",
+        )
+    is_first = group is None or group.rank == 0
+    chosen = Path(recipe.output) / "tokenizer" if is_first else Path(tempfile.mkdtemp())
+    return chosen, add_tokens(folder, chosen, new, source), ChatTemplate.of(source)
+
+
+def _grouped(sources: Sources, form: Format, seed: int) -> Sources:
+    """One row for each repository where those are laid out whole."""
+    if not isinstance(form, Code) or form.layout != "repository":
+        return sources
+    if not isinstance(sources.train, Table):
+        raise ConfigError("whole repositories cannot be streamed", "leave out --streaming, or --layout file")
+    train = by_repository(sources.train.all())
+    table = Table(train, sources.train.columns, seed=seed)
+    return Sources(table, tuple(by_repository(sources.validation)), sources.shape, len(train))
+
+
+def _steps(recipe: Recipe, sources: Sources, found: survey.Survey) -> int:
+    if sources.num_documents is None:
+        raise ConfigError("the length of streamed data is not known", "--max-steps says when to end")
+    if recipe.method == "dpo":
+        pairs = sources.num_documents * recipe.epochs
+        return max(1, math.ceil(pairs / (recipe.batch_size * recipe.accumulation)))
+    tokens = sources.num_documents * found.tokens_per_document * recipe.epochs
+    per_step = recipe.seq_length * recipe.batch_size * recipe.accumulation
+    return max(1, math.ceil(tokens / per_step))
+
+
+def _show_survey(found: survey.Survey, sources: Sources, tokenizer: Tokenizer, console: Console) -> None:
+    documents = "streamed" if sources.num_documents is None else f"{sources.num_documents:,}"
+    held = len(sources.validation)
+    console.print(
+        f"{documents} documents to train on, {held:,} to validate on: {found.summary}", highlight=False
+    )
+    if sources.num_documents is not None and sources.num_documents < 10:
+        console.print(
+            "warning: so few documents are soon learnt by heart; watch the samples", highlight=False
+        )
+    for number, example in enumerate(found.samples, 1):
+        console.print(f"--- sample {number}: learnt parts stand in ⟦⟧, green on a terminal", highlight=False)
+        console.print(survey.colored(example, tokenizer), highlight=False)
