@@ -198,6 +198,25 @@ def test_without_namespaces_landlock_and_the_filter_hold_the_line(tmp_path):
         assert verdict(lesser, ADD + "# again").passed
 
 
+def test_a_program_gets_what_it_needs_and_the_next_one_no_more():
+    source = "import time\ndef wait():\n    time.sleep(0.5)\n    return len(bytearray(300 << 20))\n"
+    needs = Limits(timeout_s=20, memory_bytes=1 << 30)
+    with Sandbox(workers=1, limits=Limits(timeout_s=0.3, memory_bytes=256 << 20)) as own:
+        for program, kind in (
+            (Program(source, "assert wait()", needs=needs), "passed"),
+            (Program(source, "assert wait()"), "timeout"),
+            (Program(source.replace("0.5", "0"), "assert wait()"), "memory"),
+            (Program(source, "assert wait() > 0", needs=needs), "passed"),
+        ):
+            assert own.submit(program).result().kind == kind
+
+
+def test_limits_are_widened_only_where_needed():
+    narrow, wide = Limits(timeout_s=1, memory_bytes=9), Limits(timeout_s=2, memory_bytes=8)
+    assert narrow.at_least(wide) == Limits(timeout_s=2, memory_bytes=9)
+    assert narrow.at_least(None) is narrow
+
+
 def test_packages_are_visible_when_asked_for(tmp_path):
     (tmp_path / "mine.py").write_text("VALUE = 3\n")
     tmp_path.chmod(0o755)  # programs are nobody where the tests are root

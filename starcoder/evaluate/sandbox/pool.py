@@ -57,7 +57,7 @@ class Sandbox:
 
         Args:
             workers: Programs at a time; the number of cores if not given.
-            limits: For every program; `Limits()` if not given.
+            limits: For every program that needs no more; `Limits()` if not given.
             driver: docker and podman take tool-chains from images.
             images: Language to image, for docker and podman.
             packages: Folders of Python packages that programs may import (read-only).
@@ -172,7 +172,7 @@ class Sandbox:
             if not future.set_running_or_notify_cancel():
                 continue
             try:
-                future.set_result(worker.hold(program, self._limits))
+                future.set_result(worker.hold(program, self._limits.at_least(program.needs)))
             except SandboxError as error:
                 future.set_exception(error)
 

@@ -1,6 +1,6 @@
 """The values that go into the sandbox and come out: programs, limits, verdicts, the isolation reached."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 Kind = Literal[
@@ -31,6 +31,24 @@ KINDS: tuple[Kind, ...] = (
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """What one program may use; all its processes together for time and memory, each for the rest."""
+
+    timeout_s: float = 5.0
+    cpu_s: int = 10
+    memory_bytes: int = 1 << 30
+    file_bytes: int = 32 << 20
+    processes: int = 32
+    output_bytes: int = 64 << 10
+
+    def at_least(self, needs: "Limits | None") -> "Limits":
+        """These limits, wider where `needs` are."""
+        if needs is None:
+            return self
+        return Limits(**{name: max(value, getattr(needs, name)) for name, value in asdict(self).items()})
+
+
+@dataclass(frozen=True, slots=True)
 class Program:
     """A candidate and its tests, both source text of `language`.
 
@@ -43,18 +61,7 @@ class Program:
     source: str
     tests: str
     language: str = "python"
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What one program may use; all its processes together for time and memory, each for the rest."""
-
-    timeout_s: float = 5.0
-    cpu_s: int = 10
-    memory_bytes: int = 1 << 30
-    file_bytes: int = 32 << 20
-    processes: int = 32
-    output_bytes: int = 64 << 10
+    needs: Limits | None = None  # it gets no less than this: its known solution would fail otherwise
 
 
 @dataclass(frozen=True, slots=True)
