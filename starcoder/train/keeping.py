@@ -1,14 +1,10 @@
-"""Keeps less for the backward pass, and keeps it together: a third less memory for the same gradients.
+"""Keeps less for the backward pass: what norms and GELU give is made again from what they were given.
 
-What norms and GELU give is made again from what they were given: products would keep it for their weights'
-gradients, and it costs little beside them. On a CPU the rest is copied into memory that every step uses
-again. Kept where it was made, between what is soon freed, it leaves holes in the heap that nothing fits:
-1.5 of 3.9 GiB at 164 M parameters and 2,048 tokens. Mapping each tensor apart cures that too, but a quarter
-slower. Does nothing under autocast, where products keep casts, nor where whole blocks are computed again
-(`Transformer.is_recomputed`).
+Products would keep both for their weights' gradients, and they cost little beside those products: a third of
+what is kept. Does nothing under autocast, where products keep casts, nor where whole blocks are computed
+again (`Transformer.is_recomputed`).
 """
 
-import math
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,10 +18,6 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.hooks import RemovableHandle
 
 from starcoder.model import Block, Transformer
-
-_CHUNK_BYTES = 64 << 20  # more than the 32 MB that glibc's heap takes at most, so mapped apart
-_ALIGNMENT = 64
-_LEAST_BYTES = 4096  # smaller tensors leave holes that something fits
 
 
 @contextmanager
@@ -51,10 +43,10 @@ def keeping(model: Transformer) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class _Recipe:
-    """How to have a tensor again: what is kept, or what is made of it, seen as `shape`."""
+    """How to make a tensor again from `source`, seen as `shape`."""
 
     source: Tensor
-    make: Callable[[Tensor], Tensor] | None
+    make: Callable[[Tensor], Tensor]
     shape: torch.Size
 
 
@@ -64,19 +56,14 @@ class _Known:
 
     tensor: weakref.ref[Tensor]
     source: Tensor
-    make: Callable[[Tensor], Tensor] | None  # None: it is what `source` holds
+    make: Callable[[Tensor], Tensor]
 
 
 class _Keeper:
     """Decides for each tensor that autograd wants to keep."""
 
     def __init__(self, model: Transformer):
-        tensors = (*model.parameters(), *model.buffers())
-        is_sharded = any(hasattr(p, "full_tensor") for p in tensors)
         self._device_type = model.norm.weight.device.type
-        # Sharded weights are gathered into tensors that cannot be told from activations.
-        self._store = _Store() if self._device_type == "cpu" and not is_sharded else None
-        self._weights = set() if is_sharded else {p.untyped_storage().data_ptr() for p in tensors}
         self._known: dict[int, _Known] = {}
         self._last: tuple[Tensor, Tensor] | None = None  # a source and what was made of it
         self._hooks: saved_tensors_hooks | None = None
@@ -88,8 +75,6 @@ class _Keeper:
     def enter(self, model: nn.Module, args: Any) -> None:
         if torch.is_grad_enabled() and not torch.is_autocast_enabled(self._device_type):
             self._last = None
-            if self._store is not None:
-                self._store.reuse()
             self._hooks = saved_tensors_hooks(self.pack, self.unpack)
             self._hooks.__enter__()
 
@@ -99,14 +84,8 @@ class _Keeper:
             self._hooks = None
         self._known.clear()
 
-    def know(self, tensor: Tensor, source: Tensor, make: Callable[[Tensor], Tensor] | None = None) -> None:
+    def know(self, tensor: Tensor, source: Tensor, make: Callable[[Tensor], Tensor]) -> None:
         self._known[tensor.data_ptr()] = _Known(weakref.ref(tensor), source, make)
-
-    def keep(self, x: Tensor) -> Tensor:
-        """`x` where it stays until the backward pass; known by its own address too."""
-        kept = x.detach() if self._store is None else self._store.copy(x.detach())
-        self.know(x, kept)
-        return kept
 
     def pack(self, x: Tensor) -> Tensor | _Recipe:
         found = self._known.get(x.data_ptr())
@@ -115,16 +94,11 @@ class _Keeper:
         if known is not None and known.dtype == x.dtype and known.numel() == x.numel() and x.is_contiguous():
             assert found is not None, "what is known was found"
             return _Recipe(found.source, found.make, x.shape)
-        is_kept_elsewhere = x.untyped_storage().data_ptr() in self._weights
-        if self._store is None or is_kept_elsewhere or not x.is_floating_point() or x.nbytes < _LEAST_BYTES:
-            return x
-        return self._store.copy(x)
+        return x
 
     def unpack(self, kept: Tensor | _Recipe) -> Tensor:
         if isinstance(kept, Tensor):
             return kept
-        if kept.make is None:
-            return kept.source.view(kept.shape)
         # Several layers read one tensor, one after the other.
         if self._last is None or self._last[0] is not kept.source:
             self._last = None
@@ -133,44 +107,13 @@ class _Keeper:
         return self._last[1].view(kept.shape)
 
 
-class _Store:
-    """Memory for what is kept, in chunks that are used again when nothing of the last pass lives."""
-
-    def __init__(self) -> None:
-        self._chunks: list[Tensor] = []
-        self._given: list[weakref.ref[Tensor]] = []
-        self._chunk, self._start = 0, 0
-
-    def reuse(self) -> None:
-        if all(ref() is None for ref in self._given):
-            self._given.clear()
-            self._chunk, self._start = 0, 0
-
-    def copy(self, x: Tensor) -> Tensor:
-        """The values of `x`, contiguous, in memory that is not freed."""
-        kept = self._take(x.nbytes).view(x.dtype).view(x.shape)
-        self._given.append(weakref.ref(kept))
-        return kept.copy_(x)
-
-    def _take(self, size: int) -> Tensor:
-        while self._chunk < len(self._chunks):
-            chunk = self._chunks[self._chunk]
-            if self._start + size <= chunk.numel():
-                start = self._start
-                self._start = math.ceil((start + size) / _ALIGNMENT) * _ALIGNMENT
-                return chunk[start : start + size]
-            self._chunk, self._start = self._chunk + 1, 0
-        self._chunks.append(torch.empty(max(size, _CHUNK_BYTES), dtype=torch.uint8))
-        return self._take(size)
-
-
 def _watch(block: Block, keeper: _Keeper) -> list[RemovableHandle]:
     """Tell `keeper` what goes into norms and GELU, and what comes out."""
     sources = list[Tensor]()
 
     def into(module: nn.Module, args: tuple[Tensor, ...]) -> None:
         if keeper.is_active:
-            sources.append(keeper.keep(args[0]))
+            sources.append(args[0].detach())
 
     def normed(norm: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
         assert isinstance(norm, nn.LayerNorm), "as blocks have them"
