@@ -139,8 +139,8 @@ class Progress:
         self._bar = Bar(*columns, console=console, transient=True, disable=not console.is_terminal)
         self._row = self._bar.add_task(label, total=None)
 
-    def __call__(self, done: int, total: int) -> None:
-        self._bar.update(self._row, completed=done, total=total)
+    def __call__(self, done: int, total: int, label: str | None = None) -> None:
+        self._bar.update(self._row, completed=done, total=total, description=label)
 
     def __enter__(self) -> Self:
         self._bar.start()

@@ -71,12 +71,14 @@ class WritingGroup:
     """Folder of the tokenizer that counts and packs; the bundled model's if not given."""
     pack_tokens: int = 0
     """Write rows of so many tokens for pretraining as well."""
-    metadata_rate: float = 0.5
-    """How often packed documents show repository and path."""
+    metadata_rate: float | None = None
+    """How often packed documents show repository and path; as in the family's training if not given."""
     seed: int = 0
     """Of splits and layouts."""
     workers: int = 0
     """Processes; one for each CPU if 0."""
+    ray: Annotated[bool, _FLAG] = False
+    """Find duplicates with Ray Data, on the cluster that RAY_ADDRESS names or on this machine."""
 
 
 def run(
@@ -104,6 +106,7 @@ def run(
         explain: Show the card of a folder that was prepared: what was taken, left out and masked.
         json: Print the figures as one JSON document.
     """
+    from starcoder.cli.evaluating import Progress
     from starcoder.prepare import card
     from starcoder.prepare.pipeline import prepare, read_figures
 
@@ -113,7 +116,9 @@ def run(
         return
     if output is None:
         raise ConfigError("there is no folder to write to", "--output names a new one")
-    figures = prepare(_settings(inputs, family, taking, cleaning, writing), output)
+    settings = _settings(inputs, family, taking, cleaning, writing)
+    with Progress("preparing") as progress:
+        figures = prepare(settings, output, tell=lambda stage, done, total: progress(done, total, stage))
     if json:
         print(json_format.dumps({"output": str(output), **figures}))
         return
@@ -161,4 +166,5 @@ def _settings(
         metadata_rate=writing.metadata_rate,
         seed=writing.seed,
         workers=writing.workers or os.cpu_count() or 1,
+        ray=writing.ray,
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 from starcoder.prepare import git
 from starcoder.prepare.dedup import Duplicates
-from starcoder.prepare.inputs import Listing
+from starcoder.prepare.items import Listing
 from starcoder.prepare.plan import Plan
 from starcoder.prepare.settings import PrepareSettings
 from starcoder.prepare.taking import Batch, Row, write_whole

@@ -9,12 +9,15 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import groupby
 
 TAGS = (
     *("jupyter_start", "jupyter_text", "jupyter_code", "jupyter_output", "empty_output", "jupyter_script"),
     *("commit_before", "commit_msg", "commit_after", "issue_start", "issue_comment", "issue_closed"),
-    *("pr", "pr_status", "pr_comment", "fim_prefix", "fim_middle", "fim_suffix", "fim_pad", "file_sep"),
-    *("repo_name", "reponame", "filename", "gh_stars", "|endoftext|"),
+    *("pr", "pr_status", "pr_is_merged", "pr_base", "pr_base_code", "pr_file", "pr_diff", "pr_diff_hunk"),
+    *("pr_comment", "pr_event_id", "pr_review", "pr_review_state", "pr_review_comment"),
+    *("fim_prefix", "fim_middle", "fim_suffix", "fim_pad", "file_sep", "repo_name", "reponame", "filename"),
+    *("gh_stars", "|endoftext|"),
 )
 _TAG = re.compile("|".join(re.escape(f"<{tag}>") for tag in TAGS))
 _TRAILER = re.compile(
@@ -35,22 +38,21 @@ class Issue:
 
 
 def notebook(content: str) -> str | None:
-    """The cells of a notebook's JSON, in `<jupyter_*>` layout; None: it is no notebook, or an empty one."""
-    try:
-        document = json.loads(content)
-    except (ValueError, RecursionError):
-        return None
+    """The cells of a notebook's JSON, in `<jupyter_*>` layout; None: it is no notebook, or an empty one.
+
+    Cells of one kind that follow one another become one, whose output is that of the last.
+    """
+    document = _object(content)
     cells = document.get("cells") if isinstance(document, dict) else None
-    parts = []
-    for cell in cells if isinstance(cells, list) else ():
-        text = _joined(cell.get("source")) if isinstance(cell, dict) else ""
-        if not text.strip():
-            continue
-        if cell.get("cell_type") == "code":
-            output = "".join(_outputs(cell.get("outputs")))[:_MAX_OUTPUT]
-            parts += ["<jupyter_code>", _plain(text), "<jupyter_output>", _plain(output) or "<empty_output>"]
+    parts: list[str] = []
+    for is_code, group in groupby(_cells(cells), key=lambda cell: cell.get("cell_type") == "code"):
+        run = list(group)
+        text = _plain("\n".join(_joined(cell.get("source")) for cell in run))
+        if is_code:
+            output = _plain("".join(_outputs(run[-1].get("outputs")))[:_MAX_OUTPUT])
+            parts += ["<jupyter_code>", text, "<jupyter_output>", output or "<empty_output>"]
         else:
-            parts += ["<jupyter_text>", _plain(text)]
+            parts += ["<jupyter_text>", text]
     return "".join(["<jupyter_start>", *parts]) if parts else None
 
 
@@ -80,19 +82,24 @@ def changed_text(document: str) -> str:
     return "\n".join([message, *(line for line in (*old, *new) if line in differing)])
 
 
-def issues(export: str, name: str) -> Iterator[Issue | None]:
+def issues(export: str, name: str, *, has_pull_requests: bool = True) -> Iterator[Issue | None]:
     """Issues and pull requests of a JSON export; None for each that cannot be read.
 
     The export is a list of objects as GitHub's API gives them, or one object a line: `title`, `body`,
-    `user`, `number`, `state`, `pull_request`, and `comments` as a list. People become username_0, and so on.
+    `user`, `number`, `state`, `pull_request`, `merged_at`, `comments` as a list, and of pull requests `files`
+    with `filename` and `patch`; those without files are the talk alone. People become username_0, and so on.
+    Without `has_pull_requests`, as StarCoder was trained, pull requests are laid out like issues.
     """
-    try:
-        rows = json.loads(export)
-    except (ValueError, RecursionError):
+    rows = _object(export)
+    if rows is None:
         rows = [_object(line) for line in export.splitlines() if line.strip()]
     for row in rows if isinstance(rows, list) else [rows]:
-        text = _issue(row) if isinstance(row, dict) else None
-        repository = str(row.get("repository") or name) if isinstance(row, dict) else name
+        if not isinstance(row, dict):
+            yield None
+            continue
+        repository = str(row.get("repository") or name)
+        is_pull_request = has_pull_requests and bool(row.get("pull_request") or row.get("files"))
+        text = _pull_request(row, repository) if is_pull_request else _issue(row)
         yield Issue(str(row.get("number", "")), repository, text) if text else None
 
 
@@ -101,17 +108,39 @@ def holds_tags(*texts: str) -> bool:
     return any(_TAG.search(text) for text in texts)
 
 
-def _object(line: str) -> object:
+def _object(text: str) -> object:
+    """The JSON of a text; None: it is none."""
     try:
-        return json.loads(line)
+        return json.loads(text)
     except (ValueError, RecursionError):
         return None
 
 
 def _issue(row: Mapping[str, object]) -> str | None:
+    text = _talk(row, "<issue_start>", "<issue_comment>")
+    return text + "<issue_closed>" * (row.get("state") == "closed") if text else None
+
+
+def _pull_request(row: Mapping[str, object], repository: str) -> str | None:
+    """Source: arXiv 2402.19173, section 5: the proposal, its changes hunk by hunk, the talk, the end."""
+    hunks = "".join(_changed_file(file) for file in _dicts(row.get("files")))
+    changes = f"<pr_status>opened<repo_name>{_plain(repository)}<pr_diff>{hunks}" if hunks else ""
+    text = _talk(row, "<pr>", "<pr_comment>", between=changes)
+    if text is None or row.get("state") != "closed":
+        return text
+    return f"{text}<pr_status>closed<pr_is_merged>{bool(row.get('merged_at'))}"
+
+
+def _changed_file(file: Mapping[str, object]) -> str:
+    """A file of a pull request; "" without its hunks, which GitHub leaves out of large and binary ones."""
+    hunks = [hunk for hunk in re.split(r"^(?=@@ )", str(file.get("patch") or ""), flags=re.M) if hunk.strip()]
+    shown = "".join(f"<pr_diff_hunk>{_plain(hunk)}" for hunk in hunks)
+    return f"<pr_file>{_plain(str(file.get('filename') or ''))}{shown}" if hunks else ""
+
+
+def _talk(row: Mapping[str, object], start: str, comment: str, between: str = "") -> str | None:
+    """Title, text and comments, whose people have no names; None without a title."""
     title, body = str(row.get("title") or "").strip(), str(row.get("body") or "").strip()
-    comments = row.get("comments")
-    talk = [c for c in comments if isinstance(c, dict)] if isinstance(comments, list) else []
     people: dict[str, int] = {}
 
     def said(who: Mapping[str, object], text: str) -> str:
@@ -120,15 +149,20 @@ def _issue(row: Mapping[str, object]) -> str | None:
 
     if not title:
         return None
-    kind = "pr" if row.get("pull_request") else "issue"
-    text = f"<{'pr' if kind == 'pr' else 'issue_start'}>Title: {_plain(title)}\n{said(row, body)}"
-    text += "".join(f"<{kind}_comment>{said(c, str(c.get('body') or ''))}" for c in talk)
-    logins = sorted((login for login in people if len(login) > 2), key=len, reverse=True)
-    for login in logins:
+    text = f"{start}Title: {_plain(title)}\n{said(row, body)}{between}"
+    text += "".join(f"{comment}{said(c, str(c.get('body') or ''))}" for c in _dicts(row.get("comments")))
+    for login in sorted((login for login in people if len(login) > 2), key=len, reverse=True):
         text = re.sub(rf"@{re.escape(login)}\b", f"@username_{people[login]}", text)
-    if row.get("state") == "closed":
-        text += "<pr_status>closed" if kind == "pr" else "<issue_closed>"
     return text
+
+
+def _dicts(value: object) -> list[Mapping[str, object]]:
+    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
+
+
+def _cells(cells: object) -> Iterator[Mapping[str, object]]:
+    """Those that hold something."""
+    return (cell for cell in _dicts(cells) if _joined(cell.get("source")).strip())
 
 
 def _login(who: Mapping[str, object]) -> str:
@@ -137,10 +171,9 @@ def _login(who: Mapping[str, object]) -> str:
 
 
 def _outputs(outputs: object) -> Iterator[str]:
-    for output in outputs if isinstance(outputs, list) else ():
-        if isinstance(output, dict):
-            data = output.get("data")
-            yield _joined(output.get("text") or (data.get("text/plain") if isinstance(data, dict) else ""))
+    for output in _dicts(outputs):
+        data = output.get("data")
+        yield _joined(output.get("text") or (data.get("text/plain") if isinstance(data, dict) else ""))
 
 
 def _joined(source: object) -> str:

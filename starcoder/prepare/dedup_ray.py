@@ -4,14 +4,17 @@ The code is that of `dedup`, and so is the result. Texts never leave the cluster
 asks holds some 400 bytes a document, and the shingle hashes, about as large as the texts, on disk.
 """
 
-from collections.abc import Iterator
+import importlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from starcoder.errors import ConfigError
 from starcoder.prepare.dedup import DedupSettings, Duplicates, Fingerprints, compare_all, fingerprint
 from starcoder.prepare.shingles import Signer
+from starcoder.prepare.taking import compared_texts, read_batch
 
 if TYPE_CHECKING:
     from typing import Protocol
@@ -32,6 +35,40 @@ if TYPE_CHECKING:
         def context(self) -> Context: ...
         def map_batches(self, function: object, **options: object) -> "Dataset": ...
         def iter_batches(self, **options: object) -> "Iterator[Columns]": ...
+
+
+def find_duplicates_of_batches(
+    targets: Sequence[Path], settings: DedupSettings = DedupSettings(), *, scratch: Path | None = None
+) -> Duplicates:
+    """Equal and similar documents of the batches that `taking` wrote to a folder all the cluster sees.
+
+    Runs on the cluster that ray is connected to or that RAY_ADDRESS names, else on one started on this
+    machine and stopped afterwards.
+
+    Raises:
+        ConfigError: ray is not installed.
+    """
+    try:
+        ray, data = importlib.import_module("ray"), importlib.import_module("ray.data")
+    except ImportError:
+        raise ConfigError(
+            "finding duplicates on a cluster needs ray", "pip install 'starcoder[ray]'"
+        ) from None
+    is_ours = not ray.is_initialized()
+    if is_ours:
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level="warning")
+    try:
+        data.DataContext.get_current().enable_progress_bars = False
+        files = data.from_items([{"target": str(target.resolve())} for target in targets])
+        return find_duplicates_on_ray(files.flat_map(_documents), settings, scratch=scratch)
+    finally:
+        if is_ours:
+            ray.shutdown()
+
+
+def _documents(row: dict[str, str]) -> list[dict[str, str]]:
+    target = Path(row["target"])
+    return [{"content": text} for text in compared_texts(target, read_batch(target).rows)]
 
 
 def find_duplicates_on_ray(

@@ -9,12 +9,14 @@ import re
 import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import IO
 
 from starcoder.errors import StarcoderError
+
+FOLDER, LINK, SUBMODULE = "040000", "120000", "160000"
 
 _URL = re.compile(r"(https?|ssh|git|file)://|[\w.-]+@[\w.-]+:")
 # Nothing of a repository runs, nobody is asked for a password, no index is written.
@@ -34,9 +36,9 @@ class Entry:
     """One path of a revision."""
 
     path: str
-    mode: str  # 100644, 120000 for links, 160000 for submodules
+    mode: str  # 100644, FOLDER, LINK or SUBMODULE
     blob: str
-    size: int | None
+    size: int | None  # None: the object is lost, or no file
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,13 +114,12 @@ def run(folder: Path, *arguments: str) -> bytes:
     return done.stdout
 
 
-def resolve(folder: Path, revision: str) -> str:
-    """The commit a revision names.
-
-    Raises:
-        GitError: there is none.
-    """
-    return run(folder, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}").decode().strip()
+def resolve(folder: Path, revision: str) -> str | None:
+    """The commit a revision names; None: there is none."""
+    try:
+        return run(folder, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}").decode().strip()
+    except GitError:
+        return None
 
 
 def origin(folder: Path) -> str:
@@ -130,8 +131,34 @@ def origin(folder: Path) -> str:
 
 
 def tree(folder: Path, commit: str) -> list[Entry]:
-    """Every path of a commit, in git's order."""
-    listed = run(folder, "ls-tree", "-r", "-l", "-z", "--full-tree", commit)
+    """Every path of a commit, in git's order; folders are there only if they cannot be read.
+
+    Raises:
+        GitError: not even the root can be read.
+    """
+    try:
+        return _entries(folder, "-r", commit)
+    except GitError:
+        return list(_readable(folder, _entries(folder, commit)))
+
+
+def _readable(folder: Path, entries: list[Entry]) -> Iterator[Entry]:
+    """The entries below, one folder at a time: for repositories of which something is lost."""
+    for entry in entries:
+        try:
+            below = _entries(folder, entry.blob) if entry.mode == FOLDER else []
+        except GitError:
+            yield entry
+            continue
+        if entry.mode == FOLDER:
+            named = [replace(one, path=f"{entry.path}/{one.path}") for one in below]
+            yield from _readable(folder, named)
+        else:
+            yield entry
+
+
+def _entries(folder: Path, *what: str) -> list[Entry]:
+    listed = run(folder, "ls-tree", "-l", "-z", "--full-tree", *what)
     entries = []
     for line in listed.split(b"\0")[:-1]:
         about, _, path = line.partition(b"\t")

@@ -5,56 +5,28 @@ What cannot be listed is counted, never an error; a path that is not there is th
 
 import hashlib
 import os
-import stat
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePosixPath
+from dataclasses import replace
+from pathlib import Path
 
 from starcoder.errors import ConfigError
 from starcoder.prepare import converting, git
-from starcoder.prepare.ignore import Rule, attribute_rules, ignore_rules, said_of
-from starcoder.prepare.languages import language_of
-from starcoder.prepare.licences import MAX_LICENCE_BYTES, is_licence_file, licence_of_text
+from starcoder.prepare.ignore import Rule, ignore_rules, said_of
+from starcoder.prepare.items import (
+    MAX_COMMIT_FILE_BYTES,
+    Item,
+    Listing,
+    Repository,
+    empty,
+    file_item,
+    listing_of,
+    read_text,
+)
 from starcoder.prepare.secrets import mask
 from starcoder.prepare.settings import PrepareSettings
-from starcoder.prepare.texts import decode, is_vendored
+from starcoder.prepare.texts import decode
 
-_MAX_COMMIT_FILE_BYTES = 50_000
 _MAX_ISSUES_BYTES = 1_000_000_000
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Repository:
-    """A repository, or a folder that is none; `revision` is empty where files are read as they lie."""
-
-    name: str
-    folder: str
-    revision: str = ""
-    licences: dict[str, str] = field(default_factory=dict)  # by folder, "" the root
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Item:
-    """One document to be: a file, a commit or an issue."""
-
-    path: str
-    kind: str = "file"
-    size: int = 0
-    blob: str = ""  # of git; empty: read the file
-    before: str = ""  # the blob before a commit
-    text: str = field(default="", repr=False)  # the commit's message or the issue, without secrets
-    masked: dict[str, int] = field(default_factory=dict)  # what was masked in `text`
-    time: int | None = None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Listing:
-    """All items of one repository, and how many were left out for each reason."""
-
-    repository: Repository
-    items: tuple[Item, ...]
-    dropped: dict[str, int]
 
 
 def list_inputs(settings: PrepareSettings, clones: Path) -> list[Listing]:
@@ -67,8 +39,10 @@ def list_inputs(settings: PrepareSettings, clones: Path) -> list[Listing]:
     for text in settings.inputs:
         folder, revision, name = _locate(text, clones)
         if folder is None:
-            found.append(_empty(name, "repository that cannot be cloned"))
+            found.append(empty(name, "repository that cannot be cloned"))
             continue
+        if revision and git.resolve(folder, revision) is None:
+            raise ConfigError(f"{name!r} has no revision {revision!r}", "name a branch, tag or commit")
         found += _list_repository(folder, revision, name, settings)
     for export in settings.issues:
         found += _list_issues(Path(export), settings)
@@ -77,10 +51,7 @@ def list_inputs(settings: PrepareSettings, clones: Path) -> list[Listing]:
 
 def _locate(text: str, clones: Path) -> tuple[Path | None, str, str]:
     """Folder, revision and name of an input."""
-    base, at, revision = text.rpartition("@")
-    is_whole = not at or "/" in revision or ":" in revision or Path(text).expanduser().exists()
-    if is_whole or not (git.is_url(base) or Path(base).expanduser().exists()):
-        base, revision = text, ""
+    base, revision = _at_revision(text)
     if git.is_url(base):
         name = git.name_of_url(base)
         target = clones / hashlib.sha256(base.encode()).hexdigest()[:16]
@@ -99,54 +70,63 @@ def _locate(text: str, clones: Path) -> tuple[Path | None, str, str]:
     return folder, revision, git.name_of_url(url) if is_elsewhere else folder.name.removesuffix(".git")
 
 
+def _at_revision(text: str) -> tuple[str, str]:
+    """A place and the revision behind its last @, "" if what follows the @ belongs to the place."""
+    base, at, revision = text.rpartition("@")
+    if not at or Path(text).expanduser().exists():
+        return text, ""
+    is_part_of_url = ":" in revision or ("/" in revision and not base.endswith(".git"))
+    if Path(base).expanduser().exists() or (git.is_url(base) and not is_part_of_url):
+        return base, revision
+    return text, ""
+
+
 def _list_repository(folder: Path, revision: str, name: str, settings: PrepareSettings) -> Iterator[Listing]:
     if not git.is_repository(folder):
         yield from _list_folder(folder, name, settings)
         return
-    try:
-        commit = git.resolve(folder, revision or "HEAD")
-    except git.GitError:
-        if revision:
-            raise ConfigError(
-                f"{name!r} has no revision {revision!r}", "name a branch, tag or commit"
-            ) from None
-        dropped = {"repository without a readable commit": 1}
-        yield Listing(repository=Repository(name=name, folder=str(folder)), items=(), dropped=dropped)
+    commit = git.resolve(folder, revision or "HEAD")
+    if commit is None:
+        yield empty(name, "repository without a readable commit", folder)
         yield from _list_folder(folder, name, settings)
         return
-    if settings.worktree and (folder / ".git").exists():
-        paths = git.worktree_paths(folder)
-        yield _listing(folder, name, [_file_item(folder, path) for path in paths], Counter(), settings)
-        return
     try:
-        yield from _list_commit(folder, commit, name, settings)
+        if settings.worktree and (folder / ".git").exists():
+            paths = git.worktree_paths(folder)
+            yield listing_of(folder, name, [file_item(folder, path) for path in paths], settings)
+        else:
+            yield from _list_commit(folder, commit, name, settings)
     except git.GitError:
-        yield _empty(name, "repository without a readable tree")
+        yield empty(name, "repository without a readable tree", folder)
 
 
 def _list_commit(folder: Path, commit: str, name: str, settings: PrepareSettings) -> Iterator[Listing]:
     """The files of a commit, its history if wanted, and its submodules that are there."""
-    dropped: Counter[str] = Counter()
-    times = git.commit_times(folder, commit) if settings.split_by == "time" else {}
+    times = git.commit_times(folder, commit) if settings.split_by == "time" else dict[str, int]()
     items: list[Item | str] = []
     submodules: list[tuple[str, str]] = []
     for entry in git.tree(folder, commit):
-        if entry.mode == "160000":
+        if entry.mode == git.SUBMODULE:
             submodules.append((entry.path, entry.blob))
-        elif entry.mode == "120000":
+        elif entry.mode == git.LINK:
             items.append("symbolic link")
+        elif entry.size is None:
+            items.append("unreadable folder" if entry.mode == git.FOLDER else "unreadable")
         else:
             time = times.get(entry.path)
-            items.append(Item(path=entry.path, size=entry.size or 0, blob=entry.blob, time=time))
-    listing = _listing(folder, name, items, dropped, settings, commit)
-    changes = list(_commits(folder, commit, settings)) if settings.commits else []
-    yield replace(listing, items=(*listing.items, *changes))
+            items.append(Item(path=entry.path, size=entry.size, blob=entry.blob, time=time))
+    listing = listing_of(folder, name, items, settings, commit)
+    try:
+        changes = list(_commits(folder, commit, settings)) if settings.commits else []
+        yield replace(listing, items=(*listing.items, *changes))
+    except git.GitError:
+        yield replace(listing, dropped={**listing.dropped, "history that cannot be read": 1})
     for path, pinned in submodules:
         inside = folder / path
         if (inside / ".git").exists():
             yield from _list_repository(inside, pinned, f"{name}/{path}", settings)
         else:
-            yield _empty(f"{name}/{path}", "submodule that is not checked out")
+            yield empty(f"{name}/{path}", "submodule that is not checked out")
 
 
 def _commits(folder: Path, commit: str, settings: PrepareSettings) -> Iterator[Item]:
@@ -155,7 +135,7 @@ def _commits(folder: Path, commit: str, settings: PrepareSettings) -> Iterator[I
         yield Item(
             path=change.path,
             kind="commit",
-            size=2 * _MAX_COMMIT_FILE_BYTES // 10,
+            size=MAX_COMMIT_FILE_BYTES // 5,
             blob=change.after,
             before=change.before,
             text=message.text,
@@ -177,7 +157,7 @@ def _list_folder(folder: Path, name: str, settings: PrepareSettings) -> Iterator
         here = Path(root).relative_to(folder).as_posix()
         prefix = "" if here == "." else f"{here}/"
         if ".gitignore" in files:
-            rules += ignore_rules(_read_text(Path(root) / ".gitignore"), prefix)
+            rules += ignore_rules(read_text(Path(root) / ".gitignore"), prefix)
         kept = []
         for one in sorted(folders):
             path = Path(root) / one
@@ -194,99 +174,11 @@ def _list_folder(folder: Path, name: str, settings: PrepareSettings) -> Iterator
         folders[:] = kept
         for one in sorted(files):
             is_ignored = said_of(f"{prefix}{one}", rules).get("ignore")
-            items.append("ignored by .gitignore" if is_ignored else _file_item(folder, f"{prefix}{one}"))
-    yield _listing(folder, name, items, Counter(), settings)
+            items.append("ignored by .gitignore" if is_ignored else file_item(folder, f"{prefix}{one}"))
+    yield listing_of(folder, name, items, settings)
     for path in nested:
         below = f"{name}/{path.relative_to(folder).as_posix()}"
         yield from _list_repository(path, "", below, settings)
-
-
-def _file_item(folder: Path, path: str) -> Item | str:
-    """The file, or why it is none."""
-    try:
-        about = (folder / path).lstat()
-    except OSError:
-        return "unreadable"
-    if stat.S_ISLNK(about.st_mode):
-        return "symbolic link"
-    if not stat.S_ISREG(about.st_mode):
-        return "not a regular file"
-    return Item(path=path, size=about.st_size)
-
-
-def _listing(
-    folder: Path,
-    name: str,
-    found: list[Item | str],
-    dropped: Counter[str],
-    settings: PrepareSettings,
-    commit: str = "",
-) -> Listing:
-    """Leaves out what its path or size tells enough of."""
-    dropped.update(item for item in found if isinstance(item, str))
-    files = [item for item in found if isinstance(item, Item)]
-    with git.Blobs(folder) as blobs:
-        rules, licences = _about(folder, files, blobs)
-    items = []
-    for item in files:
-        reason = _reason(item, rules, settings)
-        if reason:
-            dropped[reason] += 1
-        else:
-            items.append(item)
-    repository = Repository(name=name, folder=str(folder), revision=commit, licences=licences)
-    return Listing(repository=repository, items=tuple(items), dropped=dict(dropped))
-
-
-def _reason(item: Item, rules: list[Rule], settings: PrepareSettings) -> str | None:
-    says = said_of(item.path, rules) if rules else {}
-    name = PurePosixPath(item.path).name
-    if not item.path.isprintable():
-        return "path with control characters or of no encoding"
-    if item.size == 0:
-        return "empty"
-    if item.size > settings.max_file_bytes:
-        return "huge"
-    if says.get("binary"):
-        return "binary"
-    if says.get("linguist-generated"):
-        return "generated"
-    if not settings.vendored and says.get("linguist-vendored", is_vendored(item.path)):
-        return "vendored"
-    if language_of(item.path) is None and "." in name[1:]:
-        return "no language of the family"
-    return None
-
-
-def _about(folder: Path, files: list[Item], blobs: git.Blobs) -> tuple[list[Rule], dict[str, str]]:
-    """What the repository says of its files: .gitattributes, and LICENSE texts by folder."""
-    rules: list[Rule] = []
-    licences: dict[str, str] = {}
-    for item in files:
-        name, parent = PurePosixPath(item.path).name, item.path.rpartition("/")[0]
-        if item.size > MAX_LICENCE_BYTES:
-            continue
-        if name == ".gitattributes":
-            rules += attribute_rules(_text_of(folder, item, blobs), f"{parent}/" if parent else "")
-        elif is_licence_file(item.path) and (licence := licence_of_text(_text_of(folder, item, blobs))):
-            licences.setdefault(parent, licence)
-    return rules, licences
-
-
-def _text_of(folder: Path, item: Item, blobs: git.Blobs) -> str:
-    data = blobs.read(item.blob, item.size) if item.blob else None
-    if data is None:
-        return "" if item.blob else _read_text(folder / item.path)
-    text = decode(data)
-    return "" if isinstance(text, str) else text.content
-
-
-def _read_text(path: Path) -> str:
-    try:
-        text = decode(path.read_bytes()) if path.stat().st_size <= MAX_LICENCE_BYTES else ""
-    except OSError:
-        return ""
-    return "" if isinstance(text, str) else text.content
 
 
 def _list_issues(export: Path, settings: PrepareSettings) -> list[Listing]:
@@ -297,10 +189,11 @@ def _list_issues(export: Path, settings: PrepareSettings) -> list[Listing]:
     except OSError as error:
         raise ConfigError(f"{str(export)!r} cannot be read: {error.strerror}", "name a JSON export") from None
     if isinstance(text, str):
-        return [_empty(export.stem, text)]
+        return [empty(export.stem, text)]
     by_name: dict[str, list[Item]] = {}
     dropped = 0
-    for issue in converting.issues(text.content, export.stem):
+    has_pull_requests = settings.family == "starcoder2"
+    for issue in converting.issues(text.content, export.stem, has_pull_requests=has_pull_requests):
         if issue is None:
             dropped += 1
             continue
@@ -317,12 +210,8 @@ def _list_issues(export: Path, settings: PrepareSettings) -> list[Listing]:
         Listing(repository=Repository(name=name, folder=""), items=tuple(items), dropped={})
         for name, items in by_name.items()
     ]
-    unreadable = [replace(_empty(export.stem, "unreadable issue"), dropped={"unreadable issue": dropped})]
+    unreadable = [replace(empty(export.stem, "unreadable issue"), dropped={"unreadable issue": dropped})]
     return listings + (unreadable if dropped else [])
-
-
-def _empty(name: str, reason: str) -> Listing:
-    return Listing(repository=Repository(name=name, folder=""), items=(), dropped={reason: 1})
 
 
 def _named_apart(listings: list[Listing]) -> list[Listing]:

@@ -13,9 +13,11 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from multiprocessing.connection import wait
 from pathlib import Path
 
@@ -23,21 +25,21 @@ import numpy as np
 
 from starcoder.errors import ConfigError
 from starcoder.prepare import card, shards
-from starcoder.prepare.converting import changed_text
-from starcoder.prepare.decontaminate import Benchmarks
 from starcoder.prepare.dedup import Duplicates, find_duplicates
-from starcoder.prepare.inputs import Item, Listing, Repository, list_inputs
+from starcoder.prepare.dedup_ray import find_duplicates_of_batches
+from starcoder.prepare.inputs import list_inputs
+from starcoder.prepare.items import Item, Listing, Repository
 from starcoder.prepare.plan import make_plan
 from starcoder.prepare.settings import PrepareSettings
-from starcoder.prepare.taking import Batch, Taker, read_batch, texts_of, write_whole
-from starcoder.tokenizer import Tokenizer
+from starcoder.prepare.taking import Batch, Taker, compared_texts, read_batch, write_whole
 
 log = logging.getLogger(__name__)
 
 FORMAT = 1  # of the dataset and of the stages' files; another number is other work
 _BATCH_BYTES = 4_000_000
 _BATCH_ITEMS = 500
-BUNDLED = Path(__file__).parent.parent / "bundled" / "nano"
+
+Tell = Callable[[str, int, int], None]  # what is being done, how many of it are done, and of how many
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,19 +51,20 @@ class Job:
     items: tuple[Item, ...]
 
 
-def prepare(settings: PrepareSettings, output: Path) -> dict[str, object]:
+def prepare(
+    settings: PrepareSettings, output: Path, *, tell: Tell = lambda stage, done, total: None
+) -> dict[str, object]:
     """Write the dataset and return its figures, which also lie in `output`/dataset.json.
 
-    A finished dataset of the same settings is left as it is.
+    A finished dataset of the same settings is left as it is. `tell` hears of each step.
 
     Raises:
         ConfigError: inputs that are not there, an output folder that holds something else, or no document
             that stays.
     """
     shards.require_pyarrow()
-    benchmarks = Benchmarks.read(settings.benchmarks, settings.contamination)
-    tokenizer = Tokenizer.load(Path(settings.tokenizer) if settings.tokenizer else BUNDLED)
-    style = tokenizer.sentinels.style
+    taker = Taker.of(settings)
+    style = taker.tokenizer.sentinels.style
     if settings.pack_tokens and style != settings.family:
         raise ConfigError(
             f"rows packed for {settings.family!r} need its tokenizer; the one given is of {style!r}",
@@ -70,9 +73,10 @@ def prepare(settings: PrepareSettings, output: Path) -> dict[str, object]:
     work = _open(settings, output)
     if work is None:
         return read_figures(output)
+    tell("listing", 0, 1)
     listings = _listed(settings, work)
     jobs = list(_jobs(listings))
-    _take_all(jobs, Taker(settings, tokenizer, benchmarks), work, settings.workers)
+    _take_all(jobs, taker, work, tell)
     batches = [read_batch(_target(work, job.number)) for job in jobs]
     rows = [(job.number, row) for job, batch in zip(jobs, batches, strict=True) for row in batch.rows]
     if not rows:
@@ -80,11 +84,12 @@ def prepare(settings: PrepareSettings, output: Path) -> dict[str, object]:
         raise ConfigError(
             f"no document stays; left out: {reasons}", "lower the filters, or name other inputs"
         )
-    duplicates = _deduplicated(jobs, batches, work, settings)
+    duplicates = _deduplicated(jobs, batches, work, settings, tell)
     final = work / "final"
     stays = [index for index in range(len(rows)) if duplicates.stays(index)]
     plan = make_plan([(rows[index][0], rows[index][1]) for index in stays], settings)
-    write = shards.Writer(final, lambda number: _target(work, number), settings, tokenizer)
+    write = shards.Writer(final, lambda number: _target(work, number), settings, taker.tokenizer)
+    tell("writing", 0, 1)
     write.all(plan)
     figures = card.figures(settings, listings, batches, duplicates, plan)
     figures |= {"fingerprint": _fingerprint(settings), "packed_rows": write.packed_rows()}
@@ -137,7 +142,7 @@ def _open(settings: PrepareSettings, output: Path) -> Path | None:
 
 def _fingerprint(settings: PrepareSettings) -> str:
     """A name of everything that the result depends on, but the inputs' state."""
-    document = asdict(replace(settings, workers=1))
+    document = asdict(replace(settings, workers=1, ray=False))
     text = json.dumps([FORMAT, document], sort_keys=True, default=sorted)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -175,18 +180,28 @@ def _target(work: Path, number: int) -> Path:
     return work / f"batch-{number:06}"
 
 
-def _take_all(jobs: list[Job], taker: Taker, work: Path, workers: int) -> None:
+def _take_all(jobs: list[Job], taker: Taker, work: Path, tell: Tell) -> None:
     """Take what is not taken yet, in processes if there are several workers."""
     left = [job for job in jobs if not _target(work, job.number).with_suffix(".json").exists()]
-    if workers == 1 or len(left) < 2:
-        for job in left:
-            taker.take(job.repository, job.items, _target(work, job.number))
-        return
-    context = multiprocessing.get_context("spawn")
-    settings, folder = taker.settings, str(work)
-    with ProcessPoolExecutor(workers, context, _start_worker, (settings,)) as pool:
-        for _ in pool.map(_take_one, [(job, folder) for job in left]):
-            pass
+    sizes = {job.number: len(job.items) for job in jobs}
+    done, total = sum(sizes.values()) - sum(len(job.items) for job in left), sum(sizes.values())
+    with ExitStack() as stack:
+        if taker.settings.workers == 1 or len(left) < 2:
+            taken: Iterator[int] = map(partial(_taken, taker, work), left)
+        else:
+            context = multiprocessing.get_context("spawn")
+            workers = ProcessPoolExecutor(taker.settings.workers, context, _start_worker, (taker.settings,))
+            taken = stack.enter_context(workers).map(_take_one, [(job, str(work)) for job in left])
+        tell("taking", done, total)
+        for number in taken:
+            done += sizes[number]
+            tell("taking", done, total)
+
+
+def _taken(taker: Taker, work: Path, job: Job) -> int:
+    """The job's number once it is done."""
+    taker.take(job.repository, job.items, _target(work, job.number))
+    return job.number
 
 
 class _Worker(threading.local):
@@ -199,16 +214,14 @@ _WORKER = _Worker()
 
 
 def _start_worker(settings: PrepareSettings) -> None:
-    tokenizer = Tokenizer.load(Path(settings.tokenizer) if settings.tokenizer else BUNDLED)
-    benchmarks = Benchmarks.read(settings.benchmarks, settings.contamination)
-    _WORKER.taker = Taker(settings, tokenizer, benchmarks)
+    _WORKER.taker = Taker.of(settings)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
-def _take_one(task: tuple[Job, str]) -> None:
+def _take_one(task: tuple[Job, str]) -> int:
     job, folder = task
     assert _WORKER.taker is not None, "the worker was started"
-    _WORKER.taker.take(job.repository, job.items, _target(Path(folder), job.number))
+    return _taken(_WORKER.taker, Path(folder), job)
 
 
 def _end_with_parent() -> None:
@@ -219,15 +232,22 @@ def _end_with_parent() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _deduplicated(jobs: list[Job], batches: list[Batch], work: Path, settings: PrepareSettings) -> Duplicates:
+def _deduplicated(
+    jobs: list[Job], batches: list[Batch], work: Path, settings: PrepareSettings, tell: Tell
+) -> Duplicates:
     path = work / "duplicates.npz"
+    targets = [_target(work, job.number) for job in jobs]
+
+    def texts() -> Iterator[str]:
+        for number, (target, batch) in enumerate(zip(targets, batches, strict=True)):
+            tell("comparing", number, len(targets))
+            yield from compared_texts(target, batch.rows)
+
     if not path.exists():
-        texts = (
-            changed_text(text) if row.kind == "commit" else text
-            for job, batch in zip(jobs, batches, strict=True)
-            for row, text in zip(batch.rows, texts_of(_target(work, job.number), batch.rows), strict=True)
-        )
-        found = find_duplicates(texts, settings.dedup, workers=settings.workers, scratch=work)
+        if settings.ray:
+            found = find_duplicates_of_batches(targets, settings.dedup, scratch=work)
+        else:
+            found = find_duplicates(texts(), settings.dedup, workers=settings.workers, scratch=work)
         part = work / f"duplicates.{os.getpid()}.part.npz"
         np.savez(part, original=found.original, is_exact=found.is_exact)
         part.replace(path)

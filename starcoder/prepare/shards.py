@@ -134,7 +134,7 @@ def family_tokens(
             if row.repository != name:
                 if name is not None:
                     yield [s.eos]
-                name, is_named = row.repository, rng.random() < settings.metadata_rate
+                name, is_named = row.repository, rng.random() < settings.shown_rate
                 if is_named and s.repo_name is not None:
                     yield [s.repo_name, *encode(name)]
             yield [s.file_sep, *encode(f"{row.path}\n{text}" if is_named else text)]
@@ -144,7 +144,7 @@ def family_tokens(
                 (s.repo_name if known else None, row.repository),
                 (s.filename if known else None, row.path),
             )
-            shown = [(t, x) for t, x in given if t is not None and rng.random() < settings.metadata_rate]
+            shown = [(t, x) for t, x in given if t is not None and rng.random() < settings.shown_rate]
             tags = [id for t, x in shown[:-1] for id in (t, *encode(x))]
             last = [shown[-1][0], *encode(f"{shown[-1][1]}\n{text}")] if shown else encode(text)
             yield [*tags, *last, s.eos]

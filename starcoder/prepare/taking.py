@@ -15,7 +15,7 @@ from typing import Any
 from starcoder.prepare import converting, git
 from starcoder.prepare.decontaminate import Benchmarks
 from starcoder.prepare.filters import reason_to_drop
-from starcoder.prepare.inputs import Item, Repository
+from starcoder.prepare.items import MAX_COMMIT_FILE_BYTES, Item, Repository
 from starcoder.prepare.languages import language_of
 from starcoder.prepare.licences import is_wanted, licence_of_header, licence_of_path
 from starcoder.prepare.order import imports_of
@@ -24,7 +24,7 @@ from starcoder.prepare.settings import PrepareSettings
 from starcoder.prepare.texts import decode, generated
 from starcoder.tokenizer import Tokenizer
 
-_MAX_COMMIT_FILE_BYTES = 50_000
+BUNDLED = Path(__file__).parent.parent / "bundled" / "nano"
 _CONVERTED = ("notebook", "commit", "issue")
 
 
@@ -73,6 +73,12 @@ class Taker:
     settings: PrepareSettings
     tokenizer: Tokenizer
     benchmarks: Benchmarks
+
+    @classmethod
+    def of(cls, settings: PrepareSettings) -> "Taker":
+        """Raises: ConfigError: a benchmark cannot be read. CheckpointError: the tokenizer cannot."""
+        tokenizer = Tokenizer.load(Path(settings.tokenizer) if settings.tokenizer else BUNDLED)
+        return cls(settings, tokenizer, Benchmarks.read(settings.benchmarks, settings.contamination))
 
     def take(self, repository: Repository, items: tuple[Item, ...], target: Path) -> None:
         """Write `target`.bin with the texts and then, as the sign that all is there, `target`.json."""
@@ -146,6 +152,8 @@ class Taker:
             return reason
         content, kind, blob = text.content, "file", item.blob or _blob_name(data)
         if language == "Jupyter Notebook":
+            if self.settings.family == "santacoder":
+                return "notebook, for which the family has no layout"
             cells = converting.notebook(content)
             if cells is None:
                 return "notebook without cells"
@@ -161,9 +169,9 @@ class Taker:
         return _Document(content, language, kind, blob, text.encoding)
 
     def _change(self, repository: Repository, item: Item, blobs: git.Blobs, after: str) -> str | None:
-        if len(after) > _MAX_COMMIT_FILE_BYTES or reason_to_drop(after, "Text", self.settings.filters):
+        if len(after) > MAX_COMMIT_FILE_BYTES or reason_to_drop(after, "Text", self.settings.filters):
             return None
-        data = _read(repository, item, blobs, item.before, _MAX_COMMIT_FILE_BYTES)
+        data = _read(repository, item, blobs, item.before, MAX_COMMIT_FILE_BYTES)
         before = data if isinstance(data, str) else decode(data)
         return None if isinstance(before, str) else converting.commit(before.content, item.text, after)
 
@@ -175,12 +183,13 @@ def read_batch(target: Path) -> Batch:
     return Batch(rows, document["dropped"])
 
 
-def texts_of(target: Path, rows: tuple[Row, ...]) -> Iterator[str]:
-    """The texts of some rows of a batch."""
+def compared_texts(target: Path, rows: tuple[Row, ...]) -> Iterator[str]:
+    """What duplicates of a batch's rows are found by: the texts, but of commits what they say and change."""
     with target.with_suffix(".bin").open("rb") as file:
         for row in rows:
             file.seek(row.offset)
-            yield file.read(row.length).decode()
+            text = file.read(row.length).decode()
+            yield converting.changed_text(text) if row.kind == "commit" else text
 
 
 def write_whole(path: Path, data: bytes) -> None:

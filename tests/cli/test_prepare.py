@@ -24,6 +24,17 @@ def test_prepare_writes_a_data_set_and_explains_it(tmp_path, capsys):
     assert f"| Python | 1 | {len(SOURCE)} |" in capsys.readouterr().out
 
 
+def test_a_terminal_sees_the_stages_and_a_pipe_does_not(tmp_path, capsys, monkeypatch):
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "shapes.py").write_text(SOURCE)
+    for name, is_terminal in (("piped", False), ("shown", True)):
+        if is_terminal:
+            monkeypatch.setenv("TTY_COMPATIBLE", "1")  # what rich takes for a terminal
+        output = str(tmp_path / name)
+        assert main(["prepare", str(tmp_path / "code"), "--output", output, "--workers", "1"]) == 0
+        assert ("writing" in capsys.readouterr().err) == is_terminal
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -31,6 +42,7 @@ def test_prepare_writes_a_data_set_and_explains_it(tmp_path, capsys):
         (["."], "there is no folder to write to"),
         (["-o", "x"], "there is nothing to prepare"),
         (["--explain", "nowhere"], "'nowhere' holds no prepared dataset"),
+        ([".", "-o", "x", "--languages", "python"], "there is no language 'python'"),
         ([".", "-o", "x", "--skip-filter", "none"], "there is no filter 'none'"),
     ],
 )

@@ -14,12 +14,12 @@ from starcoder.prepare.inputs import list_inputs
 from starcoder.prepare.languages import language_of, languages
 from starcoder.prepare.licences import is_wanted, licence_of_header, licence_of_path, licence_of_text
 from starcoder.prepare.order import File, by_dependency, imports_of
-from starcoder.prepare.pipeline import BUNDLED
 from starcoder.prepare.settings import PrepareSettings
 from starcoder.prepare.shards import family_tokens
-from starcoder.prepare.taking import Row
+from starcoder.prepare.taking import BUNDLED, Row
 from starcoder.prepare.texts import decode, generated, is_vendored
 from starcoder.tokenizer import Tokenizer
+from tests.prepare.repositories import git as git_run
 
 PROSE = "The quick brown fox jumps over the lazy dog and runs away\n" * 3
 
@@ -175,12 +175,16 @@ def test_filter_names_are_the_filters():
 def test_notebooks_become_cells():
     cells = [
         {"cell_type": "markdown", "source": ["# Title\n", "text"]},
+        {"cell_type": "markdown", "source": ["more"]},
+        {"cell_type": "code", "source": "import a", "outputs": [{"text": "left out"}]},
+        {"cell_type": "code", "source": " \n"},
         {"cell_type": "code", "source": "1 + 1", "outputs": [{"data": {"text/plain": ["2"]}}]},
+        {"cell_type": "raw", "source": "end"},
         {"cell_type": "code", "source": "x = '<fim_prefix>'", "outputs": []},
     ]
     assert converting.notebook(json.dumps({"cells": cells})) == (
-        "<jupyter_start><jupyter_text># Title\ntext<jupyter_code>1 + 1<jupyter_output>2"
-        "<jupyter_code>x = '< fim_prefix>'<jupyter_output><empty_output>"
+        "<jupyter_start><jupyter_text># Title\ntext\nmore<jupyter_code>import a\n1 + 1<jupyter_output>2"
+        "<jupyter_text>end<jupyter_code>x = '< fim_prefix>'<jupyter_output><empty_output>"
     )
     assert converting.notebook("{broken") is None
     assert converting.notebook("[" * 100_000) is None
@@ -202,6 +206,33 @@ def test_issues_name_nobody():
         "<issue_start>Title: It fails\nusername_0: When I start it, @username_1"
         "<issue_comment>username_1: Thanks @username_0<issue_closed>"
     )
+
+
+def test_pull_requests_have_their_changes_where_the_export_has_them():
+    row = {
+        "title": "Add b",
+        "body": "It adds b",
+        "user": {"login": "joe-doe"},
+        "state": "closed",
+        "merged_at": "2024-01-01T00:00:00Z",
+        "pull_request": {"url": "x"},
+        "files": [
+            {"filename": "b.py", "patch": "@@ -1 +1,2 @@\n a\n+<file_sep>\n@@ -9 +10 @@\n-c\n+d"},
+            {"filename": "image.png"},
+        ],
+        "comments": [{"user": {"login": "jane"}, "body": "Good"}],
+    }
+    with_changes, without = converting.issues(json.dumps([row, {**row, "files": None}]), "own/app")
+    start, end = "<pr>Title: Add b\nusername_0: It adds b", "<pr_comment>username_1: Good<pr_status>closed"
+    assert with_changes is not None and without is not None
+    assert with_changes.text == (
+        f"{start}<pr_status>opened<repo_name>own/app<pr_diff><pr_file>b.py"
+        "<pr_diff_hunk>@@ -1 +1,2 @@\n a\n+< file_sep>\n<pr_diff_hunk>@@ -9 +10 @@\n-c\n+d"
+        f"{end}<pr_is_merged>True"
+    )
+    assert without.text == f"{start}{end}<pr_is_merged>True"
+    (as_issue,) = converting.issues(json.dumps([row]), "own/app", has_pull_requests=False)
+    assert as_issue is not None and as_issue.text.startswith("<issue_start>Title: Add b")
 
 
 def test_commits_must_be_small_and_say_something():
@@ -249,26 +280,80 @@ def test_benchmarks_are_found_whole_and_by_grams(tmp_path):
     assert not benchmarks.holds_any_of(PROSE * 10)
 
 
-def test_submodules_links_and_licences_of_a_repository_are_listed(tmp_path):
-    def run(folder, *arguments):
-        identity = ("-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "protocol.file.allow=always")
-        subprocess.run(["git", "-C", str(folder), *identity, *arguments], check=True, capture_output=True)
+def committed(folder, *files):
+    """A repository with a commit of these files."""
+    for number, name in enumerate(files):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(f"{PROSE}{number}\n")
+    git_run(folder, "init", "-q")
+    git_run(folder, "add", ".")
+    git_run(folder, "commit", "-qm", "Begin")
+    return folder
 
-    inner, outer = tmp_path / "inner", tmp_path / "outer"
-    for folder in (inner, outer):
-        folder.mkdir()
-        run(folder, "init", "-q")
-        (folder / f"{folder.name}.py").write_text(PROSE)
-        run(folder, "add", ".")
-        run(folder, "commit", "-qm", "Begin")
-    run(outer, "submodule", "add", "-q", str(inner), "deps/inner")
+
+def lose(folder, name):
+    """Removes an object, as a disk that failed does."""
+    done = subprocess.run(
+        ["git", "-C", folder, "rev-parse", name], capture_output=True, text=True, check=True
+    )
+    blob = done.stdout.strip()
+    (folder / ".git" / "objects" / blob[:2] / blob[2:]).unlink()
+
+
+def test_submodules_links_and_licences_of_a_repository_are_listed(tmp_path):
+    inner, outer = committed(tmp_path / "inner", "inner.py"), committed(tmp_path / "outer", "outer.py")
+    git_run(outer, "submodule", "add", "-q", str(inner), "deps/inner")
     (outer / "link.py").symlink_to("outer.py")
-    run(outer, "add", ".")
-    run(outer, "commit", "-qm", "Add")
+    git_run(outer, "add", ".")
+    git_run(outer, "commit", "-qm", "Add")
     listings = list_inputs(PrepareSettings(inputs=(str(outer),)), tmp_path)
     assert [x.repository.name for x in listings] == ["outer", "outer/deps/inner"]
     assert "inner.py" in {item.path for item in listings[1].items}
     assert listings[0].dropped["symbolic link"] == 1
+
+
+def test_of_a_damaged_repository_is_taken_what_can_be_read(tmp_path):
+    folder = committed(tmp_path / "cut", "a/lost.py", "a/there.py", "b/gone.py", "c/d/there.py", "root.py")
+    lose(folder, "HEAD:a/lost.py")
+    lose(folder, "HEAD:b")
+    (listing,) = list_inputs(PrepareSettings(inputs=(str(folder),), commits=True), tmp_path)
+    assert [item.path for item in listing.items] == ["a/there.py", "c/d/there.py", "root.py"]
+    assert {"unreadable": 1, "unreadable folder": 1}.items() <= listing.dropped.items()
+    lose(folder, "HEAD^{tree}")
+    (nothing,) = list_inputs(PrepareSettings(inputs=(str(folder),)), tmp_path)
+    assert nothing.dropped == {"repository without a readable tree": 1}
+
+
+def test_a_submodule_without_its_commit_stops_nothing(tmp_path):
+    inner, outer = committed(tmp_path / "inner", "i.py"), committed(tmp_path / "outer", "o.py")
+    git_run(outer, "submodule", "add", "-q", str(inner), "deps")
+    git_run(outer, "update-index", "--cacheinfo", f"160000,{'1' * 40},deps")
+    git_run(outer, "commit", "-qm", "Pin what is nowhere")
+    listings = list_inputs(PrepareSettings(inputs=(str(outer),)), tmp_path)
+    reasons = [reason for listing in listings for reason in listing.dropped]
+    assert "repository without a readable commit" in reasons
+    assert "o.py" in {item.path for item in listings[0].items}
+
+
+def test_revisions_may_have_slashes_and_must_be_there(tmp_path):
+    folder = committed(tmp_path / "repo", "a.py")
+    git_run(folder, "branch", "feature/x")
+    for place in (f"{folder}@feature/x", f"file://{folder}/.git@feature/x", f"file://{folder}@HEAD"):
+        (listing,) = list_inputs(PrepareSettings(inputs=(place,)), tmp_path)
+        assert [item.path for item in listing.items] == ["a.py"], place
+    with pytest.raises(ConfigError, match="has no revision 'nowhere'"):
+        list_inputs(PrepareSettings(inputs=(f"{folder}@nowhere",)), tmp_path)
+
+
+def test_santacoder_has_no_tags_for_talk_and_cells():
+    with pytest.raises(ConfigError, match="no commits and no issues"):
+        PrepareSettings(inputs=("x",), family="santacoder", commits=True)
+
+
+@pytest.mark.parametrize(("family", "rate"), [("santacoder", 0.0), ("starcoder", 0.2), ("starcoder2", 0.5)])
+def test_metadata_is_shown_as_often_as_in_the_familys_training(family, rate):
+    assert PrepareSettings(inputs=("x",), family=family).shown_rate == rate
+    assert PrepareSettings(inputs=("x",), family=family, metadata_rate=0.9).shown_rate == 0.9
 
 
 def test_urls_lose_their_credentials():

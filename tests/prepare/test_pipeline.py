@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,10 +16,17 @@ from pathlib import Path
 import pytest
 
 from starcoder.errors import ConfigError
-from starcoder.prepare import card
-from starcoder.prepare.pipeline import BUNDLED, prepare, read_figures
+from starcoder.prepare import attribution, card
+from starcoder.prepare.attribution_data import documents_of
+from starcoder.prepare.dedup import DedupSettings
+from starcoder.prepare.pipeline import prepare, read_figures
+from starcoder.prepare.secrets import mask
 from starcoder.prepare.settings import PrepareSettings
+from starcoder.prepare.taking import BUNDLED
 from starcoder.tokenizer import Tokenizer
+from tests.prepare.planting import plants
+from tests.prepare.repositories import git
+from tests.prepare.test_dedup import dropped_exactly, shingle_set, similar_pairs
 
 pytest.importorskip("pyarrow", reason="shards are Parquet; pip install 'starcoder[prepare]'")
 
@@ -43,11 +51,6 @@ def content_of(folder):
     return {
         path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
     }
-
-
-def git(folder, *arguments):
-    identity = ("-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false")
-    subprocess.run(["git", "-C", str(folder), *identity, *arguments], check=True, capture_output=True)
 
 
 @pytest.fixture
@@ -185,6 +188,7 @@ def test_malformed_input_is_counted_and_stops_nothing(tree, tmp_path):
     (bad / "two\nlines.py").write_text(FUNCTION.format(name="lines", n=5))
     (tree / "notes.ipynb").write_text("{ no notebook")
     os.mkfifo(bad / "pipe.py")
+    os.mkfifo(bad / ".gitignore")
     hidden = bad / "hidden.py"
     hidden.write_text(FUNCTION.format(name="hidden", n=6))
     hidden.chmod(0)
@@ -201,7 +205,7 @@ def test_malformed_input_is_counted_and_stops_nothing(tree, tmp_path):
         "binary": 1,
         "path with control characters or of no encoding": 1,
         "notebook without cells": 1,
-        "not a regular file": 1,
+        "not a regular file": 2,
         "repository without a readable commit": 1,
     }
     if os.geteuid() != 0:
@@ -271,6 +275,34 @@ def test_secrets_and_benchmarks_are_in_no_file(tree, tmp_path):
     assert not any(secret.encode() in data for data in content_of(tmp_path / "out").values())
 
 
+@pytest.mark.parametrize("num", [48, pytest.param(320, marks=pytest.mark.slow)])
+def test_planted_secrets_are_in_no_output_log_card_or_index(num, tmp_path, caplog):
+    caplog.set_level("DEBUG")
+    planted = plants(num, seed=0)
+    for number, plant in enumerate(planted):
+        (tmp_path / "code").mkdir(exist_ok=True)
+        (tmp_path / "code" / f"file{number}.py").write_text(plant.text)
+    settings = PrepareSettings(inputs=(str(tmp_path / "code"),), dedup=DedupSettings(threshold=1.0))
+    figures = prepare(settings, tmp_path / "out")
+    attribution.build(documents_of(tmp_path / "out"), tmp_path / "out" / "attribution")
+    assert figures["num_documents"] == num - sum(figures["dropped"].values())
+    assert sum(figures["masked"].values()) > 0.9 * figures["num_documents"]
+    everything = [row["content"].encode() for row in read_rows(tmp_path / "out")]
+    everything += [*content_of(tmp_path / "out").values(), caplog.text.encode(), str(figures).encode()]
+    haystack = b"\n".join(everything)
+    left = [plant.kind for plant in planted if plant.secret.encode() in haystack]
+    assert left == []
+
+
+def test_each_stage_is_told_of(tree, tmp_path):
+    told = []
+    settings = PrepareSettings(inputs=(str(tree),))
+    prepare(settings, tmp_path / "out", tell=lambda *step: told.append(step))
+    assert list(dict.fromkeys(stage for stage, _, _ in told)) == ["listing", "taking", "comparing", "writing"]
+    assert all(done <= total for _, done, total in told)
+    assert ("taking", 25, 25) in told  # the licence is one of them
+
+
 def test_datasets_loads_the_folder_with_its_splits(tree, tmp_path):
     datasets = pytest.importorskip("datasets", reason="the extra `train` brings datasets")
     settings = PrepareSettings(inputs=(str(tree),), validation_share=0.3, family="starcoder", pack_tokens=64)
@@ -309,6 +341,32 @@ def test_the_standard_library_is_counted_right(tmp_path):
     assert figures["num_characters"] == sum(len(row["content"]) for row in rows)
     assert figures["duplicates"]["near"] > 20
     assert len({row["content"] for row in rows}) == len(rows)
+
+
+@pytest.mark.slow
+def test_a_package_of_many_near_duplicates_is_counted_right(tmp_path):
+    """transformers' models, whose families are copies of one another, against exact Jaccard."""
+    package = pytest.importorskip("transformers", reason="its models are the package that is prepared")
+    tree = tmp_path / "models"
+    for kind in ("configuration", "tokenization", "image", "processing", "feature", "convert"):
+        for path in sorted((Path(package.__file__).parent / "models").glob(f"*/{kind}_*.py")):
+            (tree / path.parent.name).mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, tree / path.parent.name / path.name)
+    settings = PrepareSettings(inputs=(str(tree),), validation_share=0)
+    figures = prepare(settings, tmp_path / "out")
+    rows = read_rows(tmp_path / "out")
+    files = [path for path in tree.rglob("*") if path.is_file()]
+    texts = [mask(path.read_text()).text for path in sorted(files, key=lambda path: path.as_posix())]
+    texts = [text for text in texts if text.strip() and "automatically generated" not in text[:500]]
+    assert (figures["num_seen"], figures["num_documents"]) == (len(files), len(rows))
+    assert figures["num_seen"] == len(rows) + sum(figures["dropped"].values())
+    dropped = dropped_exactly(len(texts), similar_pairs([shingle_set(text) for text in texts], 0.7))
+    found = figures["duplicates"]["near"] + figures["duplicates"]["exact"]
+    assert len(dropped) > 25, "the package has many near duplicates"
+    assert found == pytest.approx(len(dropped), abs=2)  # a filter may have dropped one of them before
+    again = PrepareSettings(inputs=(str(tree),), validation_share=0, workers=2)
+    prepare(again, tmp_path / "again")
+    assert content_of(tmp_path / "again") == content_of(tmp_path / "out")
 
 
 @pytest.mark.slow
