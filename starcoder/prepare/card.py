@@ -196,16 +196,18 @@ def _plot(figures: Figures, folder: Path) -> bool:
         return False
     folder.mkdir(parents=True, exist_ok=True)
     languages = {name: sums["tokens"] for name, sums in list(figures["languages"].items())[:15]}
-    for name, bars, label in (
-        ("languages", languages, "tokens"),
-        ("tokens", figures["token_histogram"], "documents of up to so many tokens"),
+    for name, bars, across, upwards in (
+        ("languages", languages, "", "tokens"),
+        ("tokens", figures["token_histogram"], "tokens of a document, up to", "documents"),
     ):
         figure = Figure(figsize=(7, 3.5), layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.add_subplot()
         axes.bar(range(len(bars)), list(bars.values()), color="#4477aa")
         axes.set_xticks(range(len(bars)), list(bars), rotation=45, ha="right")
-        axes.set_ylabel("tokens" if name == "languages" else "documents")
-        axes.set_title(label, fontsize=9)
+        axes.set_xlabel(across)
+        axes.set_ylabel(upwards)
+        axes.yaxis.set_major_formatter("{x:,.0f}")
+        axes.spines[["top", "right"]].set_visible(False)
         figure.savefig(folder / f"{name}.png", dpi=90, metadata={"Software": None})
     return True
