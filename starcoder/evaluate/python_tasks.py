@@ -6,6 +6,7 @@ evalplus/mbppplus_release and google-research/google-research: mbpp, for the for
 
 from pathlib import Path
 
+from starcoder.errors import ConfigError
 from starcoder.evaluate import oracle
 from starcoder.evaluate.problems import Problem, Row, text, texts, values
 from starcoder.evaluate.sandbox.verdicts import Limits, Program
@@ -203,7 +204,10 @@ def _tuples(value: object) -> object:
 def hole(row: Row) -> Problem:
     """A line of the known solution, between the lines before and after it; for our own `starter` set."""
     number = row.get("hole")
-    assert isinstance(number, int), "our own file names a line of each solution"
+    if not isinstance(number, int):
+        raise ConfigError(
+            f"a problem has {number!r:.40} for 'hole'; expected a line's number", "is the file of this task?"
+        )
     lines = text(row, "canonical_solution").splitlines(keepends=True)
     before, line, after = lines[:number], lines[number], lines[number + 1 :]
     tests = f"{text(row, 'test')}\ncheck({text(row, 'entry_point')})\n"

@@ -1,4 +1,4 @@
-"""The page of results in a browser: nothing fails, nothing is loaded, it fits, and its filters do what they say."""
+"""The page of results in a browser: nothing fails or is loaded, it fits, its filters do what they say."""
 
 import shutil
 

@@ -10,7 +10,9 @@ import pytest
 from starcoder.errors import ConfigError
 from starcoder.evaluate import data
 from starcoder.evaluate.data import Source
+from starcoder.evaluate.matching import compared
 from starcoder.evaluate.python_tasks import restored
+from starcoder.evaluate.sandbox.pool import Sandbox
 from starcoder.evaluate.tasks import TASKS, find
 from tests.evaluate.judging import PlainJudge
 
@@ -181,3 +183,78 @@ def test_a_file_of_another_task_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="expected a text") as caught:
         task("humaneval").load(file)
     assert "question, task_id" in caught.value.hint
+
+
+@pytest.mark.parametrize("name", [one.name for one in TASKS])
+def test_every_task_names_the_fields_of_a_file_that_is_not_its_own(name, tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps({"task_id": 11, "name": 1, "question": "b"}))
+    with pytest.raises(ConfigError, match=r"expected a (text|list|line)") as caught:
+        task(name).load(file)
+    assert "task" in caught.value.hint
+
+
+def test_santacoders_lines_are_problems_of_their_own_whatever_blanks_answers_have(tmp_path):
+    """Fields and layout as in the notebook that made the set: a row a line, no newline beside the hole."""
+    lines = ["    if a > b:", "        return a", "    return b"]
+    rows = [
+        {
+            "name": f"humaneval-larger-L{number}",
+            "language": language,
+            "prompt": "def larger(a, b):\n" + "\n".join(lines[:number]),
+            "suffix": "\n".join(lines[number + 1 :]),
+            "canonical_solution": line,
+            "tests": "",
+        }
+        for language in ("py", "js")
+        for number, line in enumerate(lines)
+    ]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    problems, _ = task("santacoder-fim").load(file)
+    assert [problem.group for problem in problems] == ["py"] * 3 + ["js"] * 3
+    assert [compared(problem, f"\n{problem.reference}\n")["exact_match"] for problem in problems] == [1.0] * 6
+    assert compared(problems[0], "\n    if a > b:\n")["parses"] == 1.0
+    assert compared(problems[0], "    if a >= b:")["exact_match"] == 0.0
+
+
+def test_multipl_es_rows_run_with_their_own_stops(tmp_path):
+    row = {
+        "name": "HumanEval_1_larger", "language": "js", "prompt": "function larger(a, b){\n",
+        "doctests": "transform", "original": "/x/HumanEval_1_larger.py", "prompt_terminology": "reworded",
+        "tests": "if (larger(1, 2) !== 2) throw 'assert';", "stop_tokens": ["\nfunction ", "\n//"],
+    }  # fmt: skip
+    file = tmp_path / "rows.json"
+    file.write_text(json.dumps([row]))
+    (problem,), _ = task("multiple-js").load(file)
+    assert problem.request.sampling.stop == ("\nfunction ", "\n//")
+    with Sandbox(workers=1) as sandbox:
+        if not sandbox.available("javascript"):
+            pytest.skip("no tool-chain for JavaScript on this machine")
+        right, wrong = (
+            sandbox.submit(problem.program(f"    return {body};\n}}\n")).result().passed
+            for body in ("a > b ? a : b", "a")
+        )
+    assert (right, wrong) == (True, False)
+
+
+def test_humanevalpacks_rows_run_with_their_own_solutions(tmp_path):
+    row = {
+        "task_id": "CPP/1", "prompt": "int larger(int a,int b){\n", "import": "", "declaration": "",
+        "canonical_solution": "    return max(a,b);\n}\n", "buggy_solution": "    return min(a,b);\n}\n",
+        "bug_type": "", "failure_symptoms": "", "entry_point": "larger", "signature": "", "docstring": "",
+        "instruction": "", "test_setup": "", "example_test": "",
+        "test": "#undef NDEBUG\n#include<assert.h>\nint main(){\n    assert (larger(1,2)==2);\n}\n",
+    }  # fmt: skip
+    row["prompt"] = "#include<algorithm>\nusing namespace std;\n" + row["prompt"]
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps(row))
+    (problem,), _ = task("humanevalpack-cpp").load(file)
+    with Sandbox(workers=1) as sandbox:
+        if not sandbox.available("cpp"):
+            pytest.skip("no tool-chain for C++ on this machine")
+        right, wrong = (
+            sandbox.submit(problem.program(row[name])).result().passed
+            for name in ("canonical_solution", "buggy_solution")
+        )
+    assert (right, wrong) == (True, False)
