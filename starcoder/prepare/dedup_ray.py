@@ -5,6 +5,7 @@ asks holds some 400 bytes a document, and the shingle hashes, about as large as 
 """
 
 import importlib
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -56,7 +57,7 @@ def find_duplicates_of_batches(
         ) from None
     is_ours = not ray.is_initialized()
     if is_ours:
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level="warning")
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
     try:
         data.DataContext.get_current().enable_progress_bars = False
         files = data.from_items([{"target": str(target.resolve())} for target in targets])
