@@ -1,0 +1,12 @@
+"""Adapters (LoRA and its kin) on linear layers, through PEFT: add, train, switch off, merge, save and load.
+
+Knows linear layers, not StarCoder: a `Layout` says under which names and in which order the file keeps the
+rows of each. Layers that the file keeps in parts are taken apart while the adapter is on, so that every kind
+of adapter is exactly what PEFT makes of transformers' model.
+"""
+
+from starcoder.adapters.adapter import Adapter, add, load
+from starcoder.adapters.files import CONFIG, WEIGHTS
+from starcoder.adapters.settings import AdapterSettings, Layout, Parts, Selectable
+
+__all__ = ["CONFIG", "WEIGHTS", "Adapter", "AdapterSettings", "Layout", "Parts", "Selectable", "add", "load"]

@@ -1,0 +1,82 @@
+"""Reads and writes the two files of an adapter as PEFT does. Source: PEFT `utils/save_and_load.py`."""
+
+import json
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from starcoder.adapters.kinds import require_peft, targets_of
+from starcoder.adapters.settings import Layout
+from starcoder.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+
+
+def read_config(folder: Path, layout: Layout) -> "PeftConfig":
+    require_peft()
+    from peft import PeftConfig
+
+    path = folder / CONFIG
+    if not path.is_file():
+        raise CheckpointError(f"'{folder}' has no {CONFIG}, so it is not an adapter")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of words that a newer PEFT has
+            config: PeftConfig = PeftConfig.from_pretrained(str(folder))
+    except (ValueError, TypeError, KeyError, OSError) as error:
+        raise CheckpointError(f"'{path}' cannot be read: {str(error).splitlines()[0]}") from None
+    for word in ("modules_to_save", "trainable_token_indices"):
+        if getattr(config, word, None):
+            raise CheckpointError(
+                f"'{path}' has {word}: weights beside the adapter, which are not supported",
+                "merge it with PEFT, and give the merged model",
+            )
+    if getattr(config, "target_modules", None) == "all-linear":
+        config.target_modules = targets_of((), layout)  # type: ignore[attr-defined]
+    return config
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = folder / WEIGHTS
+    if not path.is_file():
+        hint = "adapters in .bin files are not read; save it again with a newer PEFT"
+        raise CheckpointError(f"'{folder}' has no {WEIGHTS}", hint)
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"'{path}' cannot be read: {str(error).splitlines()[0]}") from None
+
+
+def write(folder: Path, state: Mapping[str, Tensor], config: "PeftConfig") -> None:
+    """Write both files, each whole or not at all."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in state.items()}
+    partial = folder / f".{WEIGHTS}.part"
+    save_file(tensors, partial, metadata={"format": "pt"})
+    partial.chmod(0o644)
+    partial.replace(folder / WEIGHTS)
+    partial = folder / f".{CONFIG}.part"
+    partial.write_text(json.dumps(plain(config.to_dict()), indent=2, sort_keys=True) + "\n", "utf-8")
+    partial.replace(folder / CONFIG)
+
+
+def plain(value: object) -> object:
+    """As JSON holds it; sets in a fixed order."""
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, set | frozenset):
+        return sorted(plain(v) for v in value)  # type: ignore[type-var]
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    return getattr(value, "value", value)
