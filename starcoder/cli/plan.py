@@ -7,10 +7,12 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from starcoder import plan as planner
+from starcoder.cli.plan_finetune import FinetuneQuestion, plan_finetune
 from starcoder.cli.table import aligned, megabytes, parse_size
 from starcoder.config import ModelConfig
 from starcoder.errors import ConfigError
 from starcoder.plan import CHOICES, KNOWN, Plan, Weights
+from starcoder.train import memory as planning
 
 
 def run(
@@ -22,6 +24,10 @@ def run(
     context: int | None = None,
     sequences: int = 1,
     memory: str | None = None,
+    finetune: planning.Method | None = None,
+    gpus: str | None = None,
+    seq_length: int = 2048,
+    rank: int = 16,
     json: Annotated[bool, Parameter(show_default=False)] = False,
 ) -> None:
     """Tell the bytes of weights, cache and activations, whether they fit, and what does.
@@ -32,6 +38,8 @@ def run(
     $ starcoder plan bigcode/starcoder --quantize int8
     $ starcoder plan bigcode/starcoder2-15b --memory 16GB --context 4096
 
+    $ starcoder plan bigcode/starcoder --finetune qlora --gpus 1x24GB --seq-length 2048
+
     Args:
         model: A checkpoint folder or a Hugging Face id; the bundled model if not given.
         quantize: Plan for rounded weights.
@@ -39,8 +47,24 @@ def run(
         context: Tokens of a prompt with its completion; all that the model takes if not given.
         sequences: How many run or stay cached at the same time.
         memory: Such as 24GB; that of this machine if not given.
+        finetune: Plan a step of `starcoder finetune --method` so, and how it fits.
+        gpus: With --finetune: how many of which memory, such as 6x15GB; this machine's CPU if not given.
+        seq_length: With --finetune: tokens in a row.
+        rank: With --finetune: of the adapter.
         json: Print one JSON document instead of text.
     """
+    if finetune is not None:
+        given = {"quantize": quantize, "context": context}
+        for name in (name for name, value in given.items() if value):
+            raise ConfigError(f"--{name} is for running a model, not for --finetune", "--seq-length, --dtype")
+        config, stored = _config(model)
+        if stored is not None:
+            raise ConfigError("the model is quantized already", "plan the one that it was made from")
+        asked_for = FinetuneQuestion(model, finetune, gpus, memory, seq_length, rank, dtype)
+        print(plan_finetune(config, asked_for, as_json=json))
+        return
+    if gpus is not None:
+        raise ConfigError("--gpus goes with --finetune", "--memory says what a CPU has")
     if quantize and dtype:
         raise ConfigError("both --quantize and --dtype are given", "weights are of one kind; give one")
     for name, value in (("context", context), ("sequences", sequences)):
