@@ -1,7 +1,7 @@
 """What a step of fine-tuning needs in memory, from the numbers of config.json alone, and how it fits.
 
-Bytes are those of one device at the worst moment of a step. `benchmarks/finetune_memory.py` compares them with
-measured steps on a CPU in float32; for GPUs and other precisions the same sums, unmeasured. Needs no torch.
+Bytes are those of one device at the worst moment of a step. `benchmarks/finetune_memory.py` compares them
+with measured steps on a CPU in float32; for GPUs and other precisions the same sums, unmeasured. No torch.
 """
 
 from collections.abc import Iterator
