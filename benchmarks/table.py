@@ -166,20 +166,20 @@ def dedup(report: dict[str, Any]) -> Sequence[Row]:
 
 
 def train(report: dict[str, Any]) -> Sequence[Row]:
-    found, memory = report["contestants"], report["memory"]
-    peers = (
-        ("ours", "padded", "LoRA", "Trainer + PEFT, padded"),
-        ("ours", "dynamic", "LoRA", "Trainer + PEFT, padded to the longest of 4"),
-        ("ours", "packed", "LoRA", "TRL, packed"),
-        ("ours-full", "full", "all weights", "TRL, packed"),
+    found, memory, ratios = report["contestants"], report["memory"], report["ratios"]
+    speeds, sizes = (
+        " / ".join(f"{found[own][key]:{form}}" for own in ("ours", "ours-full"))
+        for key, form in (("real_tokens_per_s", ".0f"), ("peak_gib", ".1f"))
     )
-    rows = []
-    for own, name, method, peer in (peer for peer in peers if peer[1] in report["ratios"]):
-        here = f"{found[own]['real_tokens_per_s']:.0f} real tokens/s, {found[own]['peak_gib']:.1f} GiB"
-        theirs = f"{peer}: {found[name]['real_tokens_per_s']:.0f} (we: {report['ratios'][name]:.1f} x"
-        theirs += f", {memory[name]:.2f} x the memory)" if name in memory else ")"
-        rows.append((f"fine-tuning, {method}, short pairs, 164M parameters, float32", here, theirs))
-    return rows
+    peers = {"padded": "Trainer padded", "dynamic": "to the longest of 4", "packed": "TRL packed"}
+    theirs = [
+        f"{peers[name]} {found[name]['real_tokens_per_s']:.0f} ({ratios[name]:.1f} x)" for name in peers
+    ]
+    theirs.append(f"TRL all {found['full']['real_tokens_per_s']:.0f} ({ratios['full']:.1f} x)")
+    shares = ", ".join(f"{memory[name]:.2f}" for name in ("padded", "packed", "full"))
+    what = "fine-tuning, LoRA / all weights, short pairs, 164M parameters, float32"
+    here = f"{speeds} real tokens/s, {sizes} GiB"
+    return [(what, here, f"{', '.join(theirs)}; memory {shares} of padded, packed, all")]
 
 
 def evaluate(report: dict[str, Any]) -> Sequence[Row]:
