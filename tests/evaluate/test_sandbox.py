@@ -154,6 +154,29 @@ def test_verdicts_belong_to_their_programs(sandbox):
     assert kinds == {i: "assertion" if i % 3 else "passed" for i in range(40)}
 
 
+def test_verdicts_belong_to_their_programs_though_some_kill_their_worker_or_are_cancelled():
+    def program(i):
+        return Program(f"def n(): return {i}", "assert n() % 3 == 0")
+
+    with Sandbox(workers=2, limits=LIMITS) as own:
+        futures = [own.submit(program(i)) for i in range(300)]
+        cancelled = [future.cancel() for future in futures[100::7]]
+        for at in (20, 60):
+            futures[at].result()
+            own._workers[at % 3 % 2]._process.kill()
+        kinds = {i: future.result().kind for i, future in enumerate(futures) if not future.cancelled()}
+    assert any(cancelled) and len(kinds) == 300 - sum(cancelled)
+    assert kinds == {i: "assertion" if i % 3 else "passed" for i in kinds}
+
+
+def test_closing_in_the_middle_leaves_nobody_waiting():
+    own = Sandbox(workers=2, limits=LIMITS)
+    futures = [own.submit(Program(f"import time; time.sleep(0.01)  # {i}", "")) for i in range(100)]
+    futures[5].result()
+    own.close()
+    assert all(future.cancelled() or future.done() for future in futures)
+
+
 def test_programs_share_nothing(sandbox):
     leave = "import os, builtins, math\nopen('/tmp/left', 'w').close()\nmath.left = builtins.left = 1\n" + ADD
     look = (

@@ -71,7 +71,7 @@ class ContainerWorker:
         """Whether an image is known for `language`."""
         return language in self._images and (language == "python" or language in languages.LANGUAGES)
 
-    def hold(self, program: Program, limits: Limits) -> Verdict:
+    def hold(self, program: Program, limits: Limits, following: object = None) -> Verdict:
         """Try one program in a container of its own.
 
         Raises:

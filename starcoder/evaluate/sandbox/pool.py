@@ -24,6 +24,7 @@ from starcoder.evaluate.sandbox.containers import ContainerWorker
 from starcoder.evaluate.sandbox.isolation import WALLS
 from starcoder.evaluate.sandbox.verdicts import Isolation, Limits, Program, Verdict
 
+_Order = tuple[Program, Limits]
 Driver = Literal["namespaces", "docker", "podman"]
 
 _LENGTH = struct.Struct("<I")
@@ -167,14 +168,28 @@ class Sandbox:
         }
 
     def _serve(self, worker: "_Worker | ContainerWorker") -> None:
-        while (job := self._jobs.get()) is not None:
+        job = self._take()
+        while job is not None:
             program, future = job
-            if not future.set_running_or_notify_cancel():
-                continue
+            # The next program is sent along while this one runs, unless another worker may wait for it.
+            following = self._take() if self._jobs.qsize() > 2 * len(self._workers) else None
             try:
-                future.set_result(worker.hold(program, self._limits.at_least(program.needs)))
+                ahead = None if following is None else self._order(following[0])
+                future.set_result(worker.hold(*self._order(program), ahead))
             except SandboxError as error:
                 future.set_exception(error)
+            job = following or self._take()
+
+    def _take(self) -> "tuple[Program, Future[Verdict]] | None":
+        """The next program that is still wanted; None when there will be none."""
+        while (job := self._jobs.get()) is not None:
+            if job[1].set_running_or_notify_cancel():
+                return job
+        self._jobs.put(None)  # for the next who asks
+        return None
+
+    def _order(self, program: Program) -> "_Order":
+        return program, self._limits.at_least(program.needs)
 
 
 class _Worker:
@@ -184,6 +199,7 @@ class _Worker:
         self._settings, self._toolchains = settings, toolchains
         self._process: subprocess.Popen[bytes] | None = None
         self._stopped = False
+        self._sent: _Order | None = None  # which waits in the process's input
         self.isolation = Isolation((), ())
 
     def start(self) -> None:
@@ -210,7 +226,7 @@ class _Worker:
             },
         )
         try:
-            self._send(self._settings)
+            self._send_bytes(_framed(self._settings))
             hello = self._receive()
         except OSError:
             assert self._process.stderr, "is a pipe"
@@ -226,14 +242,37 @@ class _Worker:
         """Whether this machine has the tool-chain."""
         return language == "python" or bool(self._toolchains.get(language))
 
-    def hold(self, program: Program, limits: Limits) -> Verdict:
+    def hold(self, program: Program, limits: Limits, following: "_Order | None" = None) -> Verdict:
         """Try one program; a worker that dies of it is replaced, and the program is tried once more.
+
+        The one `following` is sent before this one's verdict is there, so that the worker need not wait.
 
         Raises:
             SandboxError: the worker dies again, or was stopped.
         """
         if not self.available(program.language):
             return Verdict("unavailable", f"no tool-chain for {program.language} on this machine")
+        for _ in range(2):
+            try:
+                if self._sent != (program, limits):
+                    self._send_program(program, limits)
+                self._sent = None
+                if following is not None and self.available(following[0].language):
+                    self._send_program(*following)
+                    self._sent = following
+                verdict = self._receive()
+                return Verdict(verdict["kind"], verdict["detail"], verdict["seconds"])
+            except (OSError, ValueError):  # ValueError: `stop` has closed the pipes
+                if self._stopped:
+                    break
+                self.stop()
+                self._stopped, self._sent = False, None
+                self.start()
+        raise SandboxError(
+            "a sandbox process ended twice on the same program", "is the machine out of memory?"
+        )
+
+    def _send_program(self, program: Program, limits: Limits) -> None:
         source, tests = (text.encode("utf-8", "surrogatepass") for text in (program.source, program.tests))
         job = {
             "language": program.language,
@@ -241,22 +280,7 @@ class _Worker:
             "tools": self._toolchains.get(program.language, {}),
             "limits": asdict(limits),
         }
-        for _ in range(2):
-            try:
-                self._send(job)
-                self._send_bytes(source)
-                self._send_bytes(tests)
-                verdict = self._receive()
-                return Verdict(verdict["kind"], verdict["detail"], verdict["seconds"])
-            except OSError:
-                if self._stopped:
-                    break
-                self.stop()
-                self._stopped = False
-                self.start()
-        raise SandboxError(
-            "a sandbox process ended twice on the same program", "is the machine out of memory?"
-        )
+        self._send_bytes(b"".join([_framed(job), source, tests]))
 
     def stop(self) -> None:
         """End the process and all it runs."""
@@ -268,10 +292,6 @@ class _Worker:
                 with contextlib.suppress(OSError):
                     assert pipe, "are pipes"
                     pipe.close()
-
-    def _send(self, message: object) -> None:
-        data = json.dumps(message).encode()
-        self._send_bytes(_LENGTH.pack(len(data)) + data)
 
     def _send_bytes(self, data: bytes) -> None:
         assert self._process and self._process.stdin, "started"
@@ -293,6 +313,11 @@ class _Worker:
                 raise ConnectionError("the sandbox process ended")
             data += part
         return data
+
+
+def _framed(message: object) -> bytes:
+    data = json.dumps(message).encode()
+    return _LENGTH.pack(len(data)) + data
 
 
 def _named_walls(reached: Iterable[str]) -> Isolation:

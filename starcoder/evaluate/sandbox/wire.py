@@ -13,7 +13,7 @@ from decimal import Decimal
 from fractions import Fraction
 
 _LENGTH = struct.Struct("<I")
-_MOST_BYTES = 256 << 20
+_MOST_BYTES = 2 << 30  # a limit of sense only: the reader's own memory is limited too
 _SMALL = 1 << 62  # larger ones would be parsed digit by digit
 _SAME_IN_JSON = frozenset({type(None), bool, float, str})
 _NEVER_COPIED = frozenset({types.FunctionType, types.BuiltinFunctionType, type})  # only a short cut
