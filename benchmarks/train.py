@@ -9,6 +9,7 @@ peak, compared where steps compute as many tokens. LoRA: rank 16 on c_attn and b
 
   padded      Trainer + PEFT, 4 pairs a step, padded to 512          needs transformers, peft
   dynamic     the same, padded to the longest of the 4
+  padded-dropout, dynamic-dropout     both as a user gets them, with the config's dropout
   packed      TRL's SFTTrainer, packing (best fit), 4 rows of 512 tokens a step      needs trl
   full        the same without an adapter
   ours        4 rows of 512 tokens a step, packed; ours-full the same without an adapter
@@ -33,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results" / "train.json"
-PEERS = ("padded", "dynamic", "packed", "full")
+PEERS = ("padded", "dynamic", "padded-dropout", "dynamic-dropout", "packed", "full")
 SEQ, BATCH, THREADS, EOS, PAD = 512, 4, 2, 0, 4
 GOALS = {"padded": 6.0, "dynamic": 1.6, "packed": 1.2, "full": 1.2, "memory": 0.7}
 
@@ -114,13 +115,14 @@ def theirs(name: str, folder: Path, steps: int) -> dict[str, Any]:
     transformers.logging.set_verbosity_error()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     tokenizer.pad_token = "<fim_pad>"
-    no_dropout = dict.fromkeys(("attn_pdrop", "resid_pdrop", "embd_pdrop"), 0.0)
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **no_dropout)
+    kind, _, has_dropout = name.partition("-")
+    changed = {} if has_dropout else dict.fromkeys(("attn_pdrop", "resid_pdrop", "embd_pdrop"), 0.0)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **changed)
     targets = ["c_proj", "c_attn", "q_attn"]
     lora = LoraConfig(
         r=16, lora_alpha=32, lora_dropout=0.0, bias="none", task_type="CAUSAL_LM", target_modules=targets
     )
-    is_packed = name in ("packed", "full")
+    is_packed = kind in ("packed", "full")
     rows = Dataset.from_dict({"input_ids": pairs(folder, BATCH * (12 if is_packed else 1) * (steps + 2))})
     settings: dict[str, Any] = {
         "output_dir": "/tmp/starcoder-bench-train",
@@ -182,7 +184,7 @@ def theirs(name: str, folder: Path, steps: int) -> dict[str, Any]:
             args=config,
             train_dataset=rows,
             processing_class=tokenizer,
-            peft_config=lora if name == "packed" else None,
+            peft_config=lora if kind == "packed" else None,
             callbacks=[clock],
         )
     else:
@@ -195,7 +197,7 @@ def theirs(name: str, folder: Path, steps: int) -> dict[str, Any]:
         trainer = Trainer(
             model=get_peft_model(model, lora),
             args=TrainingArguments(**settings),
-            data_collator=to_length if name == "padded" else collate,
+            data_collator=to_length if kind == "padded" else collate,
             train_dataset=rows,
             callbacks=[clock],
         )
@@ -224,7 +226,7 @@ def main() -> None:
         return
     found = json.loads(RESULTS.read_text())["contestants"] if asked.save and RESULTS.exists() else {}
     for name in asked.only:
-        steps = asked.steps * 3 if name == "dynamic" else asked.steps  # its steps are short
+        steps = asked.steps * 3 if name.startswith("dynamic") else asked.steps  # its steps are short
         found[name] = measured(name, asked.folder, steps, asked.peers)
         speed, memory = found[name]["real_tokens_per_s"], found[name]["peak_gib"]
         print(f"{name:10} {speed:7.1f} real tokens/s, {memory:.2f} GiB", flush=True)
@@ -252,7 +254,12 @@ def summary(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
             ratios[name] = own["real_tokens_per_s"] / found[name]["real_tokens_per_s"]
     memory = {
         name: found[own]["peak_gib"] / found[name]["peak_gib"]
-        for own, name in (("ours", "padded"), ("ours", "packed"), ("ours-full", "full"))
+        for own, name in (
+            ("ours", "padded"),
+            ("ours", "padded-dropout"),
+            ("ours", "packed"),
+            ("ours-full", "full"),
+        )
         if own in found and name in found
     }
     return {

@@ -32,8 +32,8 @@ class ModelGroup:
     """A checkpoint folder or a Hugging Face id; the bundled model if not given."""
     method: Literal["lora", "qlora", "full", "dpo"] = "lora"
     """lora: an adapter; qlora: one on rounded weights; full: all weights; dpo: one from preferences."""
-    quantize: Literal["int4", "int8"] = "int4"
-    """What qlora rounds the weights to."""
+    quantize: Literal["int4", "int8", "nf4"] = "int4"
+    """What qlora rounds the weights to; nf4 is bitsandbytes' and needs a GPU."""
     adapter_kind: str = "lora"
     """lora, dora, rslora, pissa, olora or a method of PEFT."""
     rank: Annotated[int, _old("lora_r")] = 16

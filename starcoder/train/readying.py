@@ -26,6 +26,7 @@ from starcoder.train.dialogues import STARCHAT, STARCHAT_TOKENS, ChatTemplate, t
 from starcoder.train.examples import Code, Example, Format, by_repository, choose
 from starcoder.train.growing import add_noise, grow
 from starcoder.train.losses import sum_loss
+from starcoder.train.nf4 import round_to_nf4
 from starcoder.train.packing import Batch
 from starcoder.train.recipe import Recipe
 from starcoder.train.sources import Row, Sources, Table, read
@@ -155,7 +156,9 @@ def build(
     dtype = getattr(torch, precision)
     is_stored = checkpoint.scheme_of(folder) is not None
     scheme = recipe.quantize if recipe.method == "qlora" and not is_stored else None
-    if group is not None:
+    if scheme == "nf4":
+        model, adapter = _on_nf4(recipe, folder, device, dtype, is_alone=group is None)
+    elif group is not None:
         from starcoder.train import distributed
 
         model, adapter = distributed.build(
@@ -181,6 +184,19 @@ def build(
     if recipe.neftune_alpha:
         add_noise(model.embed, recipe.neftune_alpha, recipe.seq_length)
     return model.train(), adapter
+
+
+def _on_nf4(
+    recipe: Recipe, folder: Path, device: torch.device, dtype: torch.dtype, *, is_alone: bool
+) -> tuple[Transformer, Adapter | None]:
+    """An adapter on a base that is rounded on its way from the files to the device."""
+    if device.type != "cuda" or not is_alone:
+        where = f"on {device.type}" if is_alone else "in several processes"
+        raise ConfigError(f"nf4 does not run {where}", "--quantize int4 does")
+    model = checkpoint.load(folder, dtype=dtype)
+    adapter = add_adapter(model, recipe.adapter)
+    round_to_nf4(model.blocks, device, dtype)
+    return model.to(device), adapter
 
 
 def _tokenizer(

@@ -38,7 +38,7 @@ class Recipe:
     form: FormatSettings = field(default_factory=FormatSettings)
     adapter: AdapterSettings = field(default_factory=AdapterSettings)
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
-    quantize: Literal["int4", "int8"] = "int4"  # of qlora's base
+    quantize: Literal["int4", "int8", "nf4"] = "int4"  # of qlora's base
     precision: loop.Precision | None = None
     is_recomputed: bool = False
     neftune_alpha: float = 0.0

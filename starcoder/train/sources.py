@@ -254,6 +254,10 @@ def _split(rows: Sequence[Row], shape: Shape, settings: SourceSettings) -> tuple
 def _open(data: str, settings: SourceSettings) -> tuple[Sequence[Row], Sequence[Row] | None]:
     """The training rows, and those that the set itself has for validation."""
     path = Path(data).expanduser()
+    if path.is_dir() and settings.subset is not None and data == settings.data:
+        path /= settings.subset
+        if not path.is_dir():
+            raise ConfigError(f"{data!r} has no folder {settings.subset!r}", "--subset names one in --data")
     if path.is_file():
         return _read_file(path), None
     if path.is_dir():

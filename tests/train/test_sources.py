@@ -206,3 +206,12 @@ def test_streamed_rows_are_shuffled_within_a_buffer_and_resume() -> None:
     assert first != second != kept
     assert sorted(first[:10]) == sorted(kept[:10])
     assert [str(row["question"]) for _, row in stream().read(0, 13, 9)] == first[13:22]
+
+
+def test_a_subset_of_a_local_folder_is_a_folder_in_it(tmp_path: Path) -> None:
+    (tmp_path / "data" / "finetune").mkdir(parents=True)
+    write(tmp_path / "data" / "finetune" / "train.jsonl", ROWS)
+    found = read(SourceSettings(data=str(tmp_path), subset="data/finetune", validation_share=0))
+    assert sorted(seen(found.train)) == sorted(str(row["question"]) for row in ROWS)
+    with pytest.raises(ConfigError, match="has no folder 'data/train'"):
+        read(SourceSettings(data=str(tmp_path), subset="data/train"))
