@@ -106,6 +106,27 @@ def test_a_repository_is_measured_by_its_own_tests(walls, capsys, tmp_path):
     assert "tests fail as it is" in refused(capsys, *failing)
 
 
+def test_an_adapter_of_ours_stands_beside_its_base_on_the_users_repository(capsys, tmp_path):
+    pytest.importorskip("peft", reason="adapters come with the extra `train`")
+    repository, adapter, output = tmp_path / "repository", tmp_path / "adapter", tmp_path / "results"
+    repository.mkdir()
+    git = ["git", "-C", str(repository), "-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    for name in ("add", "join"):
+        body = f"def {name}(first, second):\n    total = first + second\n    return total\n"
+        (repository / f"{name}.py").write_text(body * 4)
+        subprocess.run([*git, "add", "."], check=True)
+        subprocess.run([*git, "commit", "-qm", name], check=True)
+    steps = ["--max-steps", "1", "--seq-length", "512"]
+    run(capsys, "finetune", "--data", str(repository), "--output", str(adapter), *steps)
+    command = ["evaluate", "my-repo", "--repo", str(repository), "--holdout-commits", "1", "--limit", "2"]
+    found = json.loads(run(capsys, *command, "--compare", str(adapter), "--output", str(output), "--json"))
+    assert [result["model"] for result in found["results"]] == ["nano", str(adapter)]
+    assert len(found["differences"]) == 1
+    page = (output / "report.html").read_text()
+    assert "paired test p" in page and "Gained" in page
+
+
 def test_perplexity_of_files(capsys, tmp_path):
     (tmp_path / "a.py").write_text("def add(a, b):\n    return a + b\n")
     command = ["evaluate", "perplexity", "--dataset", str(tmp_path)]
