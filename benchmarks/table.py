@@ -175,9 +175,8 @@ def train(report: dict[str, Any]) -> Sequence[Row]:
     theirs = [
         f"{peers[name]} {found[name]['real_tokens_per_s']:.0f} ({ratios[name]:.1f} x)" for name in peers
     ]
-    if "dynamic-dropout" in found:
-        usual = " and ".join(f"{ratios[f'{name}-dropout']:.1f} x" for name in ("padded", "dynamic"))
-        theirs[1] += f", both with the config's dropout {usual}"
+    if "padded-dropout" in found:
+        theirs[0] += f", {ratios['padded-dropout']:.1f} x with the config's dropout"
     theirs.append(f"TRL all {found['full']['real_tokens_per_s']:.0f} ({ratios['full']:.1f} x)")
     shares = ", ".join(f"{memory[name]:.2f}" for name in ("padded", "packed", "full"))
     what = "fine-tuning, LoRA / all weights, short pairs, 164M parameters, float32"
