@@ -161,9 +161,9 @@ def test_verdicts_belong_to_their_programs_though_some_kill_their_worker_or_are_
     with Sandbox(workers=2, limits=LIMITS) as own:
         futures = [own.submit(program(i)) for i in range(300)]
         cancelled = [future.cancel() for future in futures[100::7]]
-        for at in (20, 60):
+        for worker, at in zip(own._workers, (20, 60), strict=True):
             futures[at].result()
-            own._workers[at % 3 % 2]._process.kill()
+            worker._process.kill()
         kinds = {i: future.result().kind for i, future in enumerate(futures) if not future.cancelled()}
     assert any(cancelled) and len(kinds) == 300 - sum(cancelled)
     assert kinds == {i: "assertion" if i % 3 else "passed" for i in kinds}
