@@ -86,8 +86,8 @@ class DataGroup:
 class FormatGroup:
     """How rows become tokens."""
 
-    seq_length: Annotated[int, _old("seq_length")] = 2048
-    """Tokens in a row; documents are packed into rows without seeing one another."""
+    seq_length: Annotated[int | None, _old("seq_length")] = None
+    """Tokens in a row, into which documents are packed; 2048, or all that the model has, if not given."""
     layout: Literal["auto", "plain", "file", "repository"] = "auto"
     """Of code: with the paths the family was trained with, where the rows have them, or plain."""
     metadata_rate: float = 0.5
@@ -289,6 +289,12 @@ def _document(result: "Result") -> dict[str, object]:
     }
 
 
+def _usual_length(model: str | None) -> int:
+    from starcoder import checkpoint
+
+    return min(2048, checkpoint.read_config(checkpoint.resolve_config(model)).max_positions)
+
+
 def _recipe(options: FinetuneOptions) -> "Recipe":
     from starcoder.adapters import AdapterSettings
     from starcoder.train.documents import FimSettings
@@ -309,7 +315,7 @@ def _recipe(options: FinetuneOptions) -> "Recipe":
         source=SourceSettings(**asdict(data)),
         model=model.model,
         method=model.method,
-        seq_length=form.seq_length,
+        seq_length=form.seq_length or _usual_length(model.model),
         epochs=training.epochs,
         max_steps=training.max_steps,
         batch_size=training.batch_size,

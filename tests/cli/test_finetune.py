@@ -14,7 +14,7 @@ import torch
 from starcoder import checkpoint
 from starcoder.checkpoint.adapting import load_adapter
 from starcoder.cli import build, main
-from starcoder.cli.finetune import FinetuneOptions
+from starcoder.cli.finetune import FinetuneOptions, _recipe
 from starcoder.model import causal
 from starcoder.tokenizer import Tokenizer
 from starcoder.train.progress import read_metrics
@@ -69,6 +69,12 @@ def test_the_other_flags_of_the_original_are_understood() -> None:
     )
     assert (options.model.rank, options.model.alpha, options.model.dropout) == (8, 16, 0.1)
     assert (options.run.eval_every, options.run.save_every, options.training.seed) == (7, 9, 5)
+
+
+def test_rows_are_as_long_as_a_small_model_takes_if_nothing_is_said() -> None:
+    options = parsed("finetune --data src --output run")
+    assert _recipe(options).seq_length == 1024  # the bundled model's positions
+    assert _recipe(parsed("finetune --data src --output run --seq-length 300")).seq_length == 300
 
 
 @pytest.mark.parametrize("recipe", [r for r in RECIPES if r.stem != "nano"], ids=lambda path: path.stem)
