@@ -308,6 +308,7 @@ def killed_again_and_again(folder: Path, pairs: Path, tmp_path: Path, steps: int
     assert losses[0] == losses[1]
 
 
+@pytest.mark.slow
 def test_a_run_killed_twice_ends_in_the_same_adapter(folder: Path, pairs: Path, tmp_path: Path) -> None:
     killed_again_and_again(folder, pairs, tmp_path, 60, [4, 30])
 
