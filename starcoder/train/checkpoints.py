@@ -6,7 +6,7 @@ held-out loss stands apart, weights only.
 
 import logging
 import os
-import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,9 @@ from starcoder.errors import CheckpointError
 
 log = logging.getLogger(__name__)
 
-BEST = "best.pt"
+_NUMBERED = "step-" + "[0-9]" * 8
+
+Optimizers = Sequence[torch.optim.Optimizer]
 
 
 class Checkpoints:
@@ -27,21 +29,13 @@ class Checkpoints:
     def __init__(self, folder: Path, *, keep: int = 2):
         self.folder, self.keep = folder, keep
 
-    def save(
-        self,
-        step: int,
-        model: nn.Module,
-        optimizers: Sequence[torch.optim.Optimizer],
-        extra: dict[str, Any],
-    ) -> None:
+    def save(self, step: int, model: nn.Module, optimizers: Optimizers, extra: dict[str, Any]) -> None:
         """Write checkpoint `step` whole or not at all, then delete all but the newest `keep`."""
-        state = {"step": step, "model": trainable(model), "optimizers": [o.state_dict() for o in optimizers]}
-        _write(self.folder / f"step-{step:08d}.pt", state | extra)
-        for old in self._numbered()[: -self.keep]:
-            old.unlink()
+        self._write(self._path(f"step-{step:08d}"), model, optimizers, {"step": step} | extra)
+        self._rotate()
 
-    def restore(self, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Any] | None:
-        """Load the newest checkpoint into both; all that it holds, or None where there is none.
+    def restore(self, model: nn.Module, optimizers: Optimizers) -> dict[str, Any] | None:
+        """Load the newest checkpoint into both; its step and `extra` as given to `save`, or None without.
 
         Raises:
             CheckpointError: it is of another model or optimizer.
@@ -49,35 +43,63 @@ class Checkpoints:
         found = self._numbered()
         if not found:
             return None
-        try:
-            state: dict[str, Any] = torch.load(found[-1], weights_only=True)
-            load_trainable(model, state["model"])
-            for o, saved in zip(optimizers, state["optimizers"], strict=True):
-                o.load_state_dict(saved)
-        except (RuntimeError, KeyError, ValueError, EOFError) as error:
-            raise CheckpointError(
-                f"{found[-1]} does not fit this run: {str(error).splitlines()[0]}",
-                "the recipe has changed since; use another --output to start anew",
-            ) from None
-        log.info("resumed at step %d", state["step"])
-        return state
+        extra = self._fitting(found[-1], model, optimizers)
+        log.info("resumed at step %d", extra["step"])
+        return extra
 
     def save_best(self, step: int, loss: float, model: nn.Module) -> None:
         """Keep these weights as the best of the run, in place of those kept before."""
-        _write(self.folder / BEST, {"step": step, "held_out_loss": loss, "model": trainable(model)})
+        self._write(self._path("best"), model, (), {"step": step, "held_out_loss": loss})
 
     def load_best(self, model: nn.Module) -> tuple[int, float] | None:
-        """Give `model` the best weights of the run; their step and held-out loss, None without."""
-        path = self.folder / BEST
+        """Give `model` the best weights of the run; their step and held-out loss, None without.
+
+        Raises:
+            CheckpointError: they are of another model.
+        """
+        path = self._path("best")
         if not path.exists():
             return None
-        state = torch.load(path, weights_only=True)
-        load_trainable(model, state["model"])
-        return int(state["step"]), float(state["held_out_loss"])
+        extra = self._fitting(path, model, ())
+        return int(extra["step"]), float(extra["held_out_loss"])
+
+    def _fitting(self, path: Path, model: nn.Module, optimizers: Optimizers) -> dict[str, Any]:
+        try:
+            return self._read(path, model, optimizers)
+        except (RuntimeError, KeyError, ValueError, EOFError) as error:
+            raise CheckpointError(
+                f"'{path}' does not fit this run: {str(error).splitlines()[0]}",
+                "the recipe has changed since; use another --output to start anew",
+            ) from None
+
+    def _rotate(self) -> None:
+        for old in self._numbered()[: -self.keep]:
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
 
     def _numbered(self) -> list[Path]:
         """Whole checkpoints, oldest first."""
-        return sorted(p for p in self.folder.glob("step-*.pt") if re.fullmatch(r"step-\d+\.pt", p.name))
+        return sorted(self.folder.glob(self._path(_NUMBERED).name))
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}.pt"
+
+    def _write(self, path: Path, model: nn.Module, optimizers: Optimizers, extra: dict[str, Any]) -> None:
+        state = {"model": trainable(model), "optimizers": [o.state_dict() for o in optimizers]}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(path.name + ".partial")
+        with partial.open("wb") as file:
+            torch.save(state | extra, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.rename(path)
+
+    def _read(self, path: Path, model: nn.Module, optimizers: Optimizers) -> dict[str, Any]:
+        """Load both from the file; what `_write` was given as `extra`."""
+        extra: dict[str, Any] = torch.load(path, weights_only=True)
+        load_trainable(model, extra.pop("model"))
+        for optimizer, saved in zip(optimizers, extra.pop("optimizers"), strict=True):
+            optimizer.load_state_dict(saved)
+        return extra
 
 
 def trainable(model: nn.Module) -> dict[str, Tensor]:
@@ -95,13 +117,3 @@ def load_trainable(model: nn.Module, state: dict[str, Tensor]) -> None:
     if expected.keys() != state.keys():
         raise RuntimeError(f"weights {sorted(expected.keys() ^ state.keys())[:3]} are in one of them only")
     model.load_state_dict(state, strict=False)
-
-
-def _write(path: Path, state: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.rename(path)

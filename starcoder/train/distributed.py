@@ -22,13 +22,14 @@ from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
+from torch.distributed.tensor import DTensor
 
 from starcoder import checkpoint
 from starcoder.adapters import Adapter, AdapterSettings
-from starcoder.errors import CheckpointError, ConfigError
+from starcoder.errors import ConfigError
 from starcoder.model import Transformer
 from starcoder.quantize import Scheme
-from starcoder.train.checkpoints import Checkpoints, trainable
+from starcoder.train.checkpoints import Checkpoints, Optimizers, trainable
 
 log = logging.getLogger(__name__)
 
@@ -122,18 +123,14 @@ def _shard(
     network: Transformer, group: Processes, dtype: torch.dtype, sharding: Sharding, *, offload: bool
 ) -> None:
     kind = group.device.type
-    if sharding == "full":
-        mesh = init_device_mesh(kind, (group.size,), mesh_dim_names=("shard",))
-    else:
-        mesh = init_device_mesh(kind, (group.size, 1), mesh_dim_names=("replicate", "shard"))
+    shape = {"shard": group.size} if sharding == "full" else {"replicate": group.size, "shard": 1}
+    mesh = init_device_mesh(kind, tuple(shape.values()), mesh_dim_names=tuple(shape))
     policy = CPUOffloadPolicy(pin_memory=kind == "cuda") if offload else OffloadPolicy()
     for module in (*network.blocks, network):
         for parameter in module.parameters():
-            # Adapters are float32 already, and blocks that went before are in shares.
-            if not isinstance(parameter, torch.distributed.tensor.DTensor) and not parameter.requires_grad:
-                parameter.data = parameter.data.to(dtype)
-            elif not isinstance(parameter, torch.distributed.tensor.DTensor):
-                parameter.data = parameter.data.float()
+            if isinstance(parameter, DTensor):  # of the blocks that went before: in shares already
+                continue
+            parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else dtype)
         fully_shard(module, mesh=mesh, offload_policy=policy)
 
 
@@ -165,82 +162,40 @@ class ShardedCheckpoints(Checkpoints):
         super().__init__(folder, keep=keep)
         self.group = group
 
-    def save(
-        self,
-        step: int,
-        model: nn.Module,
-        optimizers: Sequence[torch.optim.Optimizer],
-        extra: dict[str, Any],
-    ) -> None:
-        """Write checkpoint `step` whole or not at all, then delete all but the newest `keep`."""
-        state = _learning(model) | _optimizer_state(model, optimizers)
-        self._write(self.folder / f"step-{step:08d}", state, {"step": step} | extra)
+    def _rotate(self) -> None:
         if self.group.rank == 0:
-            for old in self._numbered()[: -self.keep]:
-                shutil.rmtree(old)
+            super()._rotate()
         self.group.wait()
 
-    def restore(self, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Any] | None:
-        """Load the newest checkpoint into both; what `save` was given as `extra`, or None without.
+    def _path(self, name: str) -> Path:
+        return self.folder / name
 
-        Raises:
-            CheckpointError: it is of another model or optimizer.
-        """
-        found = self._numbered()
-        if not found:
-            return None
-        _fill_optimizers(optimizers)
-        state = _learning(model) | _optimizer_state(model, optimizers)
-        extra = self._read(found[-1], state)
-        log.info("resumed at step %d", extra["step"])
-        return extra
-
-    def save_best(self, step: int, loss: float, model: nn.Module) -> None:
-        """Keep these weights as the best of the run, in place of those kept before."""
-        self._write(self.folder / "best", _learning(model), {"step": step, "held_out_loss": loss})
-
-    def load_best(self, model: nn.Module) -> tuple[int, float] | None:
-        """Give `model` the best weights of the run; their step and held-out loss, None without."""
-        if not (self.folder / "best").exists():
-            return None
-        extra = self._read(self.folder / "best", _learning(model))
-        return int(extra["step"]), float(extra["held_out_loss"])
-
-    def _write(self, path: Path, state: dict[str, Any], extra: dict[str, Any]) -> None:
+    def _write(self, path: Path, model: nn.Module, optimizers: Optimizers, extra: dict[str, Any]) -> None:
         partial = path.with_name(path.name + ".partial")
         if self.group.rank == 0:
             shutil.rmtree(partial, ignore_errors=True)
         self.group.wait()
-        state_dict_saver.save(state, checkpoint_id=partial)
+        state_dict_saver.save(_shares(model, optimizers), checkpoint_id=partial)
         if self.group.rank == 0:
             torch.save(extra, partial / "run.pt")
             shutil.rmtree(path, ignore_errors=True)
             partial.rename(path)
         self.group.wait()
 
-    def _read(self, path: Path, state: dict[str, Any]) -> dict[str, Any]:
+    def _read(self, path: Path, model: nn.Module, optimizers: Optimizers) -> dict[str, Any]:
+        _fill_optimizers(optimizers)
         try:
-            state_dict_loader.load(state, checkpoint_id=path)
+            state_dict_loader.load(_shares(model, optimizers), checkpoint_id=path)
             extra: dict[str, Any] = torch.load(path / "run.pt", weights_only=True)
-        except (RuntimeError, ValueError, KeyError, OSError, CheckpointException) as error:
-            raise CheckpointError(
-                f"'{path}' does not fit this run: {str(error).splitlines()[0]}",
-                "the recipe has changed since; use another --output to start anew",
-            ) from None
+        except (OSError, CheckpointException) as error:  # a file or a part of it that is not there
+            raise RuntimeError(str(error)) from None
         return extra
 
-    def _numbered(self) -> list[Path]:
-        return sorted(p for p in self.folder.glob("step-????????") if p.is_dir())
 
-
-def _learning(model: nn.Module) -> dict[str, Any]:
-    return {f"model.{name}": x for name, x in trainable(model).items()}
-
-
-def _optimizer_state(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Any]:
-    """By the names of parameters, which do not depend on the number of processes."""
+def _shares(model: nn.Module, optimizers: Optimizers) -> dict[str, Any]:
+    """This process's shares of both, by the names of parameters: these do not depend on how many share."""
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    return {
+    return {f"model.{name}": x for name, x in trainable(model).items()} | {
         f"optimizer{number}.{name}.{key}": value
         for number, optimizer in enumerate(optimizers)
         for name, p in named
@@ -249,7 +204,7 @@ def _optimizer_state(model: nn.Module, optimizers: Sequence[torch.optim.Optimize
     }
 
 
-def _fill_optimizers(optimizers: Sequence[torch.optim.Optimizer]) -> None:
+def _fill_optimizers(optimizers: Optimizers) -> None:
     """Make the state that a first step makes, changing no weight."""
     for optimizer in optimizers:
         rates = [group["lr"] for group in optimizer.param_groups]
