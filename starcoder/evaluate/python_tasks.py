@@ -4,6 +4,7 @@ Sources: openai/human-eval, openai/human-eval-infilling, evalplus/humanevalplus_
 evalplus/mbppplus_release and google-research/google-research: mbpp, for the formats of their files.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 from starcoder.errors import ConfigError
@@ -18,18 +19,18 @@ PROGRAM_ENDS = ("\nclass", "\nassert", '\n"""', "\nprint", "\nif", "\n```")
 
 _TEST_SPLIT = range(11, 511)  # of MBPP's numbers; the others are few-shot examples and training data
 # Problems of MBPP+ whose own solutions take more than 2 s on their inputs, on a busy core: three times that.
+_SLOW, _SLOWER = Limits(timeout_s=20, cpu_s=30), Limits(timeout_s=45, cpu_s=60, memory_bytes=2 << 30)
 _NEEDS = {
+    **{f"Mbpp/{number}": _SLOW for number in (84, 300, 389, 583, 589, 630)},
+    **{f"Mbpp/{number}": _SLOWER for number in (123, 271, 392, 592, 603)},
     "Mbpp/255": Limits(timeout_s=240, cpu_s=240, memory_bytes=12 << 30),
     "Mbpp/599": Limits(timeout_s=240, cpu_s=240),
-    **dict.fromkeys(
-        (f"Mbpp/{number}" for number in (123, 271, 392, 592, 603)),
-        Limits(timeout_s=45, cpu_s=60, memory_bytes=2 << 30),
-    ),
-    **dict.fromkeys(
-        (f"Mbpp/{number}" for number in (84, 300, 389, 583, 589, 630)), Limits(timeout_s=20, cpu_s=30)
-    ),
 }
 # Source: evalplus v0.3.1: eval/__init__.py, eval/_special_oracle.py.
+_SETS = (
+    *("similar_elements", "find_char_long", "common_in_nested_lists", "extract_singly"),
+    *("larg_nnum", "intersection_array", "find_dissimilar", "Diff"),
+)
 _RULES = {
     "find_zero": "root",
     "are_equivalent": "any",
@@ -37,39 +38,44 @@ _RULES = {
     "surface_Area": "surface",
     "digit_distance_nums": "digits",
     **dict.fromkeys(("check_str", "text_match_three", "text_starta_endb"), "is given"),
-    **dict.fromkeys(
-        (
-            "similar_elements",
-            "find_char_long",
-            "common_in_nested_lists",
-            "extract_singly",
-            "larg_nnum",
-            "intersection_array",
-            "find_dissimilar",
-            "Diff",
-        ),
-        "set",
-    ),
+    **dict.fromkeys(_SETS, "set"),
 }
 
 
 def humaneval(row: Row) -> Problem:
     """The body of a function, after its signature and docstring."""
-    tests = f"{text(row, 'test')}\ncheck({text(row, 'entry_point')})\n"
-    return Problem(
-        id=text(row, "task_id"),
-        request=CompletionRequest(prefix=text(row, "prompt"), sampling=SamplingParams(stop=FUNCTION_ENDS)),
-        check=lambda code: Program(code, tests),
-        reference=text(row, "canonical_solution"),
-    )
+    request = CompletionRequest(prefix=text(row, "prompt"), sampling=SamplingParams(stop=FUNCTION_ENDS))
+    return _checked(row, request)
 
 
 def infilling(row: Row) -> Problem:
     """Some of a function's body, between what stands before and after it."""
+    return _checked(row, CompletionRequest(prefix=text(row, "prompt"), suffix=text(row, "suffix")))
+
+
+def hole(row: Row) -> Problem:
+    """A line of the known solution, between the lines before and after it; for our own `starter` set."""
+    number = row.get("hole")
+    if not isinstance(number, int):
+        raise ConfigError(
+            f"a problem has {number!r:.40} for 'hole'; expected a line's number", "is the file of this task?"
+        )
+    lines = text(row, "canonical_solution").splitlines(keepends=True)
+    request = CompletionRequest(
+        prefix=text(row, "prompt") + "".join(lines[:number]),
+        suffix="\n" + "".join(lines[number + 1 :]),
+        sampling=SamplingParams(max_lines=1),
+        layout="psm",
+    )
+    problem = _checked(row, request)
+    return replace(problem, id=f"{problem.id}/line-{number}", reference=lines[number].rstrip("\n"))
+
+
+def _checked(row: Row, request: CompletionRequest) -> Problem:
     tests = f"{text(row, 'test')}\ncheck({text(row, 'entry_point')})\n"
     return Problem(
         id=text(row, "task_id"),
-        request=CompletionRequest(prefix=text(row, "prompt"), suffix=text(row, "suffix")),
+        request=request,
         check=lambda code: Program(code, tests),
         reference=text(row, "canonical_solution"),
     )
@@ -142,28 +148,8 @@ def _oracle_source() -> str:
 
 
 _PAIRS = {
-    2,
-    116,
-    132,
-    143,
-    222,
-    261,
-    273,
-    394,
-    399,
-    421,
-    424,
-    429,
-    470,
-    560,
-    579,
-    596,
-    616,
-    630,
-    726,
-    740,
-    744,
-    809,
+    *(2, 116, 132, 143, 222, 261, 273, 394, 399, 421, 424),
+    *(429, 470, 560, 579, 596, 616, 630, 726, 740, 744, 809),
 }
 _LISTS_OF_PAIRS = {63, 64, 70, 94, 120, 237, 272, 299, 400, 409, 417, 438, 473, 614, 780}
 _FIRST_LIST_OF_PAIRS = {75, 413, 444, 753}
@@ -209,26 +195,3 @@ def restored(number: int, arguments: object) -> object:
 
 def _tuples(value: object) -> object:
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
-
-
-def hole(row: Row) -> Problem:
-    """A line of the known solution, between the lines before and after it; for our own `starter` set."""
-    number = row.get("hole")
-    if not isinstance(number, int):
-        raise ConfigError(
-            f"a problem has {number!r:.40} for 'hole'; expected a line's number", "is the file of this task?"
-        )
-    lines = text(row, "canonical_solution").splitlines(keepends=True)
-    before, line, after = lines[:number], lines[number], lines[number + 1 :]
-    tests = f"{text(row, 'test')}\ncheck({text(row, 'entry_point')})\n"
-    return Problem(
-        id=f"{text(row, 'task_id')}/line-{number}",
-        request=CompletionRequest(
-            prefix=text(row, "prompt") + "".join(before),
-            suffix="\n" + "".join(after),
-            sampling=SamplingParams(max_lines=1),
-            layout="psm",
-        ),
-        check=lambda code: Program(code, tests),
-        reference=line.rstrip("\n"),
-    )

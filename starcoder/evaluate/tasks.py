@@ -16,16 +16,34 @@ from starcoder.evaluate import data, languages, python_tasks
 from starcoder.evaluate.data import Data, Source
 from starcoder.evaluate.problems import Problem, Row
 
-MY_REPO, PERPLEXITY = (
-    "my-repo",
-    "perplexity",
-)  # tasks whose data is the user's own, see `repository`, `perplexity`
+# Tasks whose data is the user's own, see `repository`, `perplexity`.
+MY_REPO, PERPLEXITY = "my-repo", "perplexity"
 
 _SHIPPED = Path(__file__).parent / "starter.jsonl"
 _GITHUB = "https://raw.githubusercontent.com"
-_INFILLING = f"{_GITHUB}/openai/human-eval-infilling/88062ff9859c875d04db115b698ed4b0f0395170/data"
-_EVALPLUS = "https://github.com/evalplus"
-_PACK = f"{_GITHUB}/bigcode-project/octopack/main/evaluation/create/humaneval-x/data"
+_HUMANEVAL = f"{_GITHUB}/openai/human-eval/master/data/"
+_INFILLING = f"{_GITHUB}/openai/human-eval-infilling/88062ff9859c875d04db115b698ed4b0f0395170/data/HumanEval-"
+_MBPP = f"{_GITHUB}/google-research/google-research/master/mbpp/"
+_HUMANEVAL_PLUS = "https://github.com/evalplus/humanevalplus_release/releases/download/v0.1.10/"
+_MBPP_PLUS = "https://github.com/evalplus/mbppplus_release/releases/download/v0.2.0/"
+_PACK = f"{_GITHUB}/bigcode-project/octopack/main/evaluation/create/humaneval-x/data/"
+
+# Of the files that were at hand, by the end of their address.
+_SHA256 = {
+    "HumanEval.jsonl.gz": "b796127e635a67f93fb35c04f4cb03cf06f38c8072ee7cee8833d7bee06979ef",
+    "SingleLineInfilling.jsonl.gz": "1277073e7ddce163ef68598c2bca777f688a53df99422f097e37362090f88e1f",
+    "MultiLineInfilling.jsonl.gz": "2f341612eee1d35da1357a4f365e0c0b3ba6e2b62eb491e88aaefa4855af0349",
+    "RandomSpanInfilling.jsonl.gz": "b4f330d8a8ff97bf85d9def497dffcae4d741e506449386a877236e422e33e8d",
+    "RandomSpanInfillingLight.jsonl.gz": "1432250ecac0cb56e6f97f8faf0970419ef892a98fda7e1f5aa4c4b87209b760",
+    "HumanEvalPlus-Mini.jsonl.gz": "91486741f1627101021fbe50523df08eebb5b0bf5e804b633dcd5ca3c14dbd2f",
+    "MbppPlus.jsonl.gz": "af43697e8791c4c149bdfd6b489d8b5412507551ac20e28a439f650b8225db63",
+    "python/data/humanevalpack.jsonl": "b1376d72be4bd016a62ad043d9de3846edb8d63edf1222da802a31330c14c3a7",
+    "js/data/humanevalpack.jsonl": "04c86c1fac5f33818d9187cba278ed1dfc66cc259372dd8342126aa580fb7569",
+    "java/data/humanevalpack.jsonl": "a8d077d300bbdc2eda91e1a733deb2944678bce8fcc7eb272214626516768cc1",
+    "cpp/data/humanevalpack.jsonl": "891a390c1b9d2cb85dd8fbebcf1d88dbdd565734a6b2b3259f9ddb3fe95e33d7",
+    "go/data/humanevalpack.jsonl": "0ee2cdca46d70afb33d913a0d4b205624fe4ded2f28c2efdb241727221837993",
+    "rust/data/humanevalpack.jsonl": "01ece28eaf490d7af037ce53095083dacfd38022cf5b82662ccb78024dc269a1",
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,27 +79,11 @@ class Task:
         return problems, rows
 
 
-def _infilling(name: str, file: str, sha256: str, num_problems: int, max_tokens: int) -> Task:
-    return Task(
-        name=f"humaneval-infilling{name}",
-        about=f"HumanEval with {file} left out",
-        rule=python_tasks.infilling,
-        source=Source(url=f"{_INFILLING}/HumanEval-{file}.jsonl.gz", sha256=sha256, licence="MIT"),
-        num_problems=num_problems,
-        max_tokens=max_tokens,
-    )
+def _file(place: str, name: str, licence: str = "MIT") -> Source:
+    return Source(url=place + name, sha256=_SHA256.get(name, ""), licence=licence)
 
 
-_PACK_SHA256 = {
-    "python": "b1376d72be4bd016a62ad043d9de3846edb8d63edf1222da802a31330c14c3a7",
-    "js": "04c86c1fac5f33818d9187cba278ed1dfc66cc259372dd8342126aa580fb7569",
-    "java": "a8d077d300bbdc2eda91e1a733deb2944678bce8fcc7eb272214626516768cc1",
-    "cpp": "891a390c1b9d2cb85dd8fbebcf1d88dbdd565734a6b2b3259f9ddb3fe95e33d7",
-    "go": "0ee2cdca46d70afb33d913a0d4b205624fe4ded2f28c2efdb241727221837993",
-    "rust": "01ece28eaf490d7af037ce53095083dacfd38022cf5b82662ccb78024dc269a1",
-}
-
-TASKS: tuple[Task, ...] = (
+_OF_PYTHON = (
     Task(
         name="starter",
         about="20 small functions of our own, offline",
@@ -100,116 +102,95 @@ TASKS: tuple[Task, ...] = (
         name="humaneval",
         about="functions from their docstrings",
         rule=python_tasks.humaneval,
-        source=Source(
-            url=f"{_GITHUB}/openai/human-eval/master/data/HumanEval.jsonl.gz",
-            sha256="b796127e635a67f93fb35c04f4cb03cf06f38c8072ee7cee8833d7bee06979ef",
-            licence="MIT",
-        ),
+        source=_file(_HUMANEVAL, "HumanEval.jsonl.gz"),
         num_problems=164,
     ),
     Task(
         name="humanevalplus",
         about="HumanEval with 80 times the tests",
         rule=python_tasks.humaneval_plus,
-        source=Source(
-            url=f"{_EVALPLUS}/humanevalplus_release/releases/download/v0.1.10/HumanEvalPlus.jsonl.gz",
-            licence="Apache-2.0",
-        ),
+        source=_file(_HUMANEVAL_PLUS, "HumanEvalPlus.jsonl.gz", "Apache-2.0"),
         num_problems=164,
     ),
     Task(
         name="humanevalplus-mini",
         about="the same with the fewest tests that tell as much",
         rule=python_tasks.humaneval_plus,
-        source=Source(
-            url=f"{_EVALPLUS}/humanevalplus_release/releases/download/v0.1.10/HumanEvalPlus-Mini.jsonl.gz",
-            sha256="91486741f1627101021fbe50523df08eebb5b0bf5e804b633dcd5ca3c14dbd2f",
-            licence="Apache-2.0",
-        ),
+        source=_file(_HUMANEVAL_PLUS, "HumanEvalPlus-Mini.jsonl.gz", "Apache-2.0"),
         num_problems=164,
     ),
     Task(
         name="mbpp",
         about="short programs from a sentence and a test",
         rule=python_tasks.mbpp,
-        source=Source(
-            url=f"{_GITHUB}/google-research/google-research/master/mbpp/mbpp.jsonl", licence="Apache-2.0"
-        ),
+        source=_file(_MBPP, "mbpp.jsonl", "Apache-2.0"),
         num_problems=500,
     ),
     Task(
         name="mbppplus",
         about="378 of MBPP, mended, with 35 times the tests",
         rule=python_tasks.mbpp_plus,
-        source=Source(
-            url=f"{_EVALPLUS}/mbppplus_release/releases/download/v0.2.0/MbppPlus.jsonl.gz",
-            sha256="af43697e8791c4c149bdfd6b489d8b5412507551ac20e28a439f650b8225db63",
-            licence="Apache-2.0",
-        ),
+        source=_file(_MBPP_PLUS, "MbppPlus.jsonl.gz", "Apache-2.0"),
         num_problems=378,
     ),
-    _infilling(
-        "",
-        "SingleLineInfilling",
-        "1277073e7ddce163ef68598c2bca777f688a53df99422f097e37362090f88e1f",
-        1033,
-        128,
-    ),
-    _infilling(
-        "-multiline",
-        "MultiLineInfilling",
-        "2f341612eee1d35da1357a4f365e0c0b3ba6e2b62eb491e88aaefa4855af0349",
-        5815,
-        256,
-    ),
-    _infilling(
-        "-span",
-        "RandomSpanInfilling",
-        "b4f330d8a8ff97bf85d9def497dffcae4d741e506449386a877236e422e33e8d",
-        1640,
-        256,
-    ),
-    _infilling(
-        "-span-light",
-        "RandomSpanInfillingLight",
-        "1432250ecac0cb56e6f97f8faf0970419ef892a98fda7e1f5aa4c4b87209b760",
-        164,
-        256,
-    ),
+)
+
+_OF_HUMANEVAL_INFILLING = tuple(
     Task(
-        name="santacoder-fim",
-        about="one line left out, in Python, Java and JavaScript; exact match",
-        rule=languages.santacoder_fim,
-        source=Source(hub="bigcode/santacoder-fim-task", licence="openrail"),
-        max_tokens=64,
-        is_executed=False,
-        language="python, java, javascript",
-    ),
-    *(
-        Task(
-            name=f"multiple-{short}",
-            about="HumanEval translated by MultiPL-E",
-            rule=partial(languages.multiple, language=language),
-            source=Source(hub="nuprl/MultiPL-E", pattern=f"humaneval-{short}/*.parquet", licence="MIT"),
-            language=language,
-        )
-        for short, language in languages.MULTIPLE.items()
-    ),
-    *(
-        Task(
-            name=f"humanevalpack-{short}",
-            about="HumanEval translated by hand for OctoPack",
-            rule=partial(languages.pack, language=language),
-            source=Source(
-                url=f"{_PACK}/{short}/data/humanevalpack.jsonl",
-                sha256=_PACK_SHA256[short],
-                licence="Apache-2.0",
-            ),
-            language=language,
-            num_problems=164,
-        )
-        for short, language in languages.PACK.items()
-    ),
+        name=f"humaneval-infilling{suffix}",
+        about=f"HumanEval's solutions with {hole} left out",
+        rule=python_tasks.infilling,
+        source=_file(_INFILLING, f"{file}.jsonl.gz"),
+        num_problems=num_problems,
+        max_tokens=max_tokens,
+    )
+    for suffix, file, hole, num_problems, max_tokens in (
+        ("", "SingleLineInfilling", "one line", 1033, 128),
+        ("-multiline", "MultiLineInfilling", "some lines", 5815, 256),
+        ("-span", "RandomSpanInfilling", "a piece of any kind", 1640, 256),
+        ("-span-light", "RandomSpanInfillingLight", "one piece of any kind each", 164, 256),
+    )
+)
+
+_OF_SANTACODER = Task(
+    name="santacoder-fim",
+    about="one line left out, in Python, Java and JavaScript; exact match",
+    rule=languages.santacoder_fim,
+    source=Source(hub="bigcode/santacoder-fim-task", licence="openrail"),
+    max_tokens=64,
+    is_executed=False,
+    language="python, java, javascript",
+)
+
+_OF_MULTIPLE = tuple(
+    Task(
+        name=f"multiple-{short}",
+        about="HumanEval translated by MultiPL-E",
+        rule=partial(languages.multiple, language=language),
+        source=Source(hub="nuprl/MultiPL-E", pattern=f"humaneval-{short}/*.parquet", licence="MIT"),
+        language=language,
+    )
+    for short, language in languages.MULTIPLE.items()
+)
+
+_OF_PACK = tuple(
+    Task(
+        name=f"humanevalpack-{short}",
+        about="HumanEval translated by hand for OctoPack",
+        rule=partial(languages.pack, language=language),
+        source=_file(_PACK, f"{short}/data/humanevalpack.jsonl", "Apache-2.0"),
+        language=language,
+        num_problems=164,
+    )
+    for short, language in languages.PACK.items()
+)
+
+TASKS: tuple[Task, ...] = (
+    *_OF_PYTHON,
+    *_OF_HUMANEVAL_INFILLING,
+    _OF_SANTACODER,
+    *_OF_MULTIPLE,
+    *_OF_PACK,
 )
 
 
