@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Group, Parameter
 
+from starcoder.cli.large_pages import ask_for_large_pages
 from starcoder.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -237,6 +238,7 @@ def run(config: Path | None = None, *, options: FinetuneOptions = FinetuneOption
     """
     import logging
 
+    ask_for_large_pages()
     import torch
     from rich.console import Console
 

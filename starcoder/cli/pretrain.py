@@ -6,6 +6,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from starcoder.cli.large_pages import ask_for_large_pages
 from starcoder.errors import ConfigError
 
 
@@ -44,6 +45,7 @@ def run(recipe: Path, /, *, options: PretrainOptions = PretrainOptions()) -> Non
 
     from rich.console import Console
 
+    ask_for_large_pages()
     from starcoder.train import pretrain  # imports torch
 
     if options.verbose:
