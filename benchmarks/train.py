@@ -58,6 +58,10 @@ def pairs(folder: Path, count: int) -> list[list[int]]:
 
 def contestant(name: str, folder: Path, steps: int) -> dict[str, Any]:
     """Run in a process of its own: tokens a second and peak memory."""
+    if name.startswith("ours"):
+        from starcoder.cli.large_pages import ask_for_large_pages
+
+        ask_for_large_pages()  # as `starcoder finetune` does; the peers run as their users run them
     import torch
 
     torch.set_num_threads(THREADS)
@@ -267,7 +271,13 @@ def summary(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
         "ratios": ratios,
         "memory": memory,
         "goals": GOALS,
-        "settings": {"shape": "164m", "seq_length": SEQ, "batch_size": BATCH, "threads": THREADS},
+        "settings": {
+            "shape": "164m",
+            "seq_length": SEQ,
+            "batch_size": BATCH,
+            "threads": THREADS,
+            "large_pages": "ours, as `starcoder finetune` asks for them; not the peers, who do not",
+        },
         "machine": {"num_cpus": os.cpu_count(), "cpu": platform.machine(), "torch": version("torch")},
     }
 
