@@ -240,8 +240,8 @@ def test_broken_files_are_refused_in_words(tmp_path):
     config = tmp_path / "adapter" / "adapter_config.json"
     text = config.read_text()
 
-    config.write_text(json.dumps(json.loads(text) | {"modules_to_save": ["wte"]}))
-    with pytest.raises(CheckpointError, match="modules_to_save"):
+    config.write_text(json.dumps(json.loads(text) | {"modules_to_save": ["ln_f"]}))
+    with pytest.raises(CheckpointError, match="modules_to_save: ln_f"):
         checkpoint.load_adapter(model, tmp_path / "adapter")
     config.write_text("{")
     with pytest.raises(CheckpointError, match="cannot be read"):

@@ -2,11 +2,13 @@
 
 Knows linear layers, not StarCoder: a `Layout` says under which names and in which order the file keeps the
 rows of each. Layers that the file keeps in parts are taken apart while the adapter is on, so that every kind
-of adapter is exactly what PEFT makes of transformers' model.
+of adapter is exactly what PEFT makes of transformers' model. `Tables` say where the rows of tokens are that
+learn beside it.
 """
 
 from starcoder.adapters.adapter import Adapter, add, load
 from starcoder.adapters.files import CONFIG, WEIGHTS
-from starcoder.adapters.settings import AdapterSettings, Layout, Parts, Selectable
+from starcoder.adapters.settings import AdapterSettings, Layout, Parts, Selectable, Tables
 
-__all__ = ["CONFIG", "WEIGHTS", "Adapter", "AdapterSettings", "Layout", "Parts", "Selectable", "add", "load"]
+__all__ = ["CONFIG", "WEIGHTS", "Adapter", "AdapterSettings", "Layout", "Parts", "Selectable", "Tables"]
+__all__ += ["add", "load"]

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from starcoder.adapters.files import read_config, read_weights, write
-from starcoder.adapters.kinds import MOVES_BASE, ON_QUANTIZED, new_config, targets_of
-from starcoder.adapters.settings import AdapterSettings, Layout, Selectable
+from starcoder.adapters.kinds import MOVES_BASE, ON_QUANTIZED, WITH_TOKENS, new_config, targets_of
+from starcoder.adapters.settings import AdapterSettings, Layout, Selectable, Tables
+from starcoder.adapters.tokens import TokenRows, take_rows
 from starcoder.adapters.tree import Joined, fused, take_apart
-from starcoder.errors import CheckpointError, ConfigError
+from starcoder.errors import CheckpointError, ConfigError, StarcoderError
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -26,8 +27,16 @@ _PREFIX = "base_model.model."
 class Adapter:
     """One adapter on one model. Made by `add` and `load`; the model runs with it as it did without."""
 
-    def __init__(self, model: nn.Module, layout: Layout, config: "PeftConfig", *, moves_base: bool = False):
-        """Changes `model`: its weights are frozen and targeted layers wrapped."""
+    def __init__(
+        self,
+        model: nn.Module,
+        layout: Layout,
+        config: "PeftConfig",
+        tokens: TokenRows,
+        *,
+        moves_base: bool = False,
+    ):
+        """Changes `model`: its weights are frozen, targeted layers wrapped and `tokens` put on."""
         self._model, self._layout, self._config = model, layout, config
         self._base = config.base_model_name_or_path
         config.base_model_name_or_path = None  # PEFT would ask the hub for its config.json
@@ -40,7 +49,14 @@ class Adapter:
             raise
         self._tree.train(model.training)
         self._put_back()
-        self._start = {n: x.clone() for n, x in self.state().items()} if moves_base else {}
+        self._start = {n: x.clone() for n, x in self._own_state().items()} if moves_base else {}
+        self._tokens = tokens
+        tokens.put_on(is_learning=not config.inference_mode)
+
+    @property
+    def vocab_size(self) -> int:
+        """How many tokens the model has with this adapter."""
+        return self._tokens.vocab_size
 
     @property
     def base(self) -> str | None:
@@ -49,10 +65,18 @@ class Adapter:
 
     def parameters(self) -> list[nn.Parameter]:
         """What is trained, and nothing of the base."""
-        return [x for n, x in self._tree.named_parameters() if _is_adapter(n, self._config)]
+        own = [x for n, x in self._tree.named_parameters() if _is_adapter(n, self._config)]
+        return own + self._tokens.parameters()
 
     def state(self) -> dict[str, Tensor]:
         """The adapter's tensors by their names in PEFT's file; sharded ones are gathered on every rank."""
+        return self._own_state() | self._token_state()
+
+    def _token_state(self) -> dict[str, Tensor]:
+        return {_PREFIX + name: _gathered(tensor) for name, tensor in self._tokens.state().items()}
+
+    def _own_state(self) -> dict[str, Tensor]:
+        """Without rows of tokens."""
         from peft import get_peft_model_state_dict
 
         found = cast(dict[str, Tensor], get_peft_model_state_dict(self._tree, adapter_name=_NAME))
@@ -64,8 +88,6 @@ class Adapter:
         Raises:
             CheckpointError: some are missing, unknown or of another shape.
         """
-        from peft import set_peft_model_state_dict
-
         state = {name.removeprefix(_PREFIX): tensor for name, tensor in state.items()}
         own = {name.removeprefix(_PREFIX): tensor for name, tensor in self.state().items()}
         hint = "is the adapter of this model?"
@@ -76,7 +98,15 @@ class Adapter:
             if tensor.shape != own[name].shape:
                 found, wanted = tuple(tensor.shape), tuple(own[name].shape)
                 raise CheckpointError(f"the adapter's {name!r} is of shape {found}, not {wanted}", hint)
-        set_peft_model_state_dict(self._tree, dict(state), adapter_name=_NAME)
+        rows = self._tokens.state()
+        self._tokens.load_state({name: state.pop(name) for name in rows})
+        self._load_own_state(state)
+
+    def _load_own_state(self, state: Mapping[str, Tensor]) -> None:
+        from peft import set_peft_model_state_dict
+
+        state = {name.removeprefix(_PREFIX): tensor for name, tensor in state.items()}
+        set_peft_model_state_dict(self._tree, state, adapter_name=_NAME)
 
     def save(self, folder: Path, *, base: str | None = None) -> None:
         """Write adapter_config.json and adapter_model.safetensors as PEFT does, each whole or not at all.
@@ -84,12 +114,15 @@ class Adapter:
         `base` is the hub id or folder of the model below. What PiSSA and OLoRA moved out of the base is
         written as LoRA of twice the rank, so that the file goes on the base as it is.
         """
-        state, config = self.state(), copy(self._config)
+        state, config = self._own_state(), copy(self._config)
         config.base_model_name_or_path = base or self.base
         config.inference_mode = True
         if self._start:
             state = {name: _less(name, tensor, self._start[name]) for name, tensor in state.items()}
             _double_rank(config)
+        if rows := self._token_state():
+            state |= rows
+            config.trainable_token_indices = self._tokens.indices  # type: ignore[attr-defined]
         broken = [name for name, tensor in state.items() if not bool(tensor.isfinite().all())]
         assert state and not broken, f"an adapter is saved whole and finite, but {broken[:1]} is not"
         write(folder, state, config)
@@ -97,36 +130,45 @@ class Adapter:
     @contextmanager
     def disabled(self) -> Iterator[None]:
         """Inside, the model is the one below the adapter."""
-        trained = {n: x.clone() for n, x in self.state().items()} if self._start else {}
+        trained = {n: x.clone() for n, x in self._own_state().items()} if self._start else {}
         if self._start:
-            self.load_state(self._start)
+            self._load_own_state(self._start)
         else:
             self._enable(False)
+        self._tokens.enable(False)
         try:
             yield
         finally:
             if self._start:
-                self.load_state(trained)
+                self._load_own_state(trained)
             else:
                 self._enable(True)
+            self._tokens.enable(True)
 
     def weigh(self, weight: float) -> None:
         """Let the adapter count `weight` times.
 
         Raises:
-            ConfigError: it is not LoRA.
+            ConfigError: it is not LoRA, or holds rows of tokens.
         """
         from peft.tuners.lora import LoraLayer
         from peft.tuners.tuners_utils import BaseTunerLayer
 
         if getattr(self._config, "use_dora", False) or str(self._config.peft_type) != "PeftType.LORA":
             raise ConfigError("only plain LoRA can be weighted", "leave this adapter's weight at 1")
+        if self._tokens.indices:
+            raise ConfigError(
+                "an adapter with tokens of its own cannot be weighted, nor mixed with others",
+                "merge it alone, or first, and train the others on what comes out",
+            )
         for layer in self._tree.modules():
             if isinstance(layer, LoraLayer) and isinstance(layer, BaseTunerLayer):
                 layer.scaling[_NAME] *= weight
 
     def merge(self) -> None:
         """Add the adapter to the model's weights, in their dtype; the model is then as before `add`.
+
+        But for its vocabulary: tables that grew stay so.
 
         Raises:
             ConfigError: the model is quantized.
@@ -141,6 +183,7 @@ class Adapter:
                         "merge it into the model that they were made from, and quantize that",
                     )
                 layer.merge(safe_merge=True)
+        self._tokens.merge()
         self.remove()
 
     def remove(self) -> None:
@@ -150,6 +193,7 @@ class Adapter:
         for path, layer in list(self._tree.named_modules()):
             if isinstance(layer, BaseTunerLayer):
                 self._tree.set_submodule(path, layer.get_base_layer())
+        self._tokens.remove()
         self._put_together()
 
     def _enable(self, enabled: bool) -> None:
@@ -184,13 +228,15 @@ class Adapter:
                 self._model.set_submodule(path, fused(cast(list[nn.Linear], layers), parts.order))
 
 
-def add(model: nn.Module, settings: AdapterSettings, layout: Layout) -> Adapter:
+def add(model: nn.Module, settings: AdapterSettings, layout: Layout, tables: Tables) -> Adapter:
     """A new adapter on `model`, whose own weights are frozen.
 
-    Untrained it changes nothing, but for kinds that PEFT starts at random, such as fourierft.
+    Untrained it changes nothing, but for kinds that PEFT starts at random, such as fourierft; rows that no
+    table has are the mean of those it has.
 
     Raises:
-        ConfigError: PEFT is missing or has no such kind, or no layer is called as `targets` say.
+        ConfigError: PEFT is missing, has no such kind or gives it no tokens, or no layer is called as
+            `targets` say.
     """
     config = new_config(settings, targets_of(settings.targets, layout))
     quantized = [p for p in layout if not isinstance(model.get_submodule(p), nn.Linear)]
@@ -198,27 +244,37 @@ def add(model: nn.Module, settings: AdapterSettings, layout: Layout) -> Adapter:
         raise ConfigError(
             f"an adapter of kind {settings.kind} does not go on quantized weights", "choose lora or rslora"
         )
+    if settings.tokens and settings.kind not in WITH_TOKENS:
+        raise ConfigError(
+            f"an adapter of kind {settings.kind} holds no rows of tokens", f"choose {', '.join(WITH_TOKENS)}"
+        )
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
-        return Adapter(model, layout, config, moves_base=settings.kind in MOVES_BASE)
+        tokens = TokenRows(model, tables, dict.fromkeys(tables.learning, settings.tokens))
+        return Adapter(model, layout, config, tokens, moves_base=settings.kind in MOVES_BASE)
 
 
-def load(model: nn.Module, folder: Path, layout: Layout, *, trainable: bool = False) -> Adapter:
+def load(
+    model: nn.Module, folder: Path, layout: Layout, tables: Tables, *, trainable: bool = False
+) -> Adapter:
     """The adapter of PEFT's `folder` on `model`.
 
     Raises:
         CheckpointError: a file is missing or broken, or the adapter is of another model.
         ConfigError: PEFT is missing.
     """
-    config = read_config(folder, layout)
+    config, indices = read_config(folder, layout, tables)
     config.inference_mode = not trainable
-    state = read_weights(folder)
+    state = {name.removeprefix(_PREFIX): tensor for name, tensor in read_weights(folder).items()}
     try:
-        adapter = Adapter(model, layout, config)
-    except ConfigError as error:
+        rows = take_rows(state, indices, model, tables)
+        tokens = TokenRows(model, tables, rows)
+        adapter = Adapter(model, layout, config, tokens)
+    except StarcoderError as error:
         raise CheckpointError(f"'{folder}': {error.message}", error.hint) from None
+    tokens.fill(rows)
     try:
-        adapter.load_state(state)
+        adapter.load_state(state | tokens.state())
     except CheckpointError as error:
         adapter.remove()
         raise CheckpointError(f"'{folder}': {error.message}", error.hint) from None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from starcoder.adapters.kinds import require_peft, targets_of
-from starcoder.adapters.settings import Layout
+from starcoder.adapters.settings import Layout, Tables
 from starcoder.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
-def read_config(folder: Path, layout: Layout) -> "PeftConfig":
+def read_config(folder: Path, layout: Layout, tables: Tables) -> "tuple[PeftConfig, object]":
+    """The config without what it says of tables, and its `trainable_token_indices`."""
     require_peft()
     from peft import PeftConfig
 
@@ -31,15 +32,21 @@ def read_config(folder: Path, layout: Layout) -> "PeftConfig":
             config: PeftConfig = PeftConfig.from_pretrained(str(folder))
     except (ValueError, TypeError, KeyError, OSError) as error:
         raise CheckpointError(f"'{path}' cannot be read: {str(error).splitlines()[0]}") from None
+    saved = sorted(getattr(config, "modules_to_save", None) or ())
+    if foreign := [module for module in saved if not any(name.endswith(module) for name in tables.names)]:
+        raise CheckpointError(
+            f"'{path}' has modules_to_save: {foreign[0]}, weights beside the adapter that are not supported",
+            "merge it with PEFT, and give the merged model",
+        )
+    indices = getattr(config, "trainable_token_indices", None)
     for word in ("modules_to_save", "trainable_token_indices"):
-        if getattr(config, word, None):
-            raise CheckpointError(
-                f"'{path}' has {word}: weights beside the adapter, which are not supported",
-                "merge it with PEFT, and give the merged model",
-            )
+        if hasattr(config, word):
+            setattr(config, word, None)
+    if hasattr(config, "ensure_weight_tying"):
+        config.ensure_weight_tying = False
     if getattr(config, "target_modules", None) == "all-linear":
         config.target_modules = targets_of((), layout)  # type: ignore[attr-defined]
-    return config
+    return config, indices
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:

@@ -20,6 +20,7 @@ _SWITCHES: dict[str, dict[str, object]] = {
 # These move a part of the base into the adapter when they start.
 MOVES_BASE = ("pissa", "olora")
 ON_QUANTIZED = ("lora", "rslora")
+WITH_TOKENS = tuple(_SWITCHES)  # PEFT's config of no other kind has a word for rows of tokens
 
 
 def new_config(settings: AdapterSettings, targets: list[str]) -> "PeftConfig":

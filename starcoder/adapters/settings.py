@@ -14,7 +14,8 @@ class AdapterSettings:
     """Which adapter, and on what. `kind` is lora, dora, rslora, pissa, olora or a method of PEFT (loha, oft).
 
     `targets` are names of the file's layers or ends of them (q_proj, attn.c_proj); empty is every linear
-    layer but the head. What a kind has no word for (a rank, a dropout) is left out; `options` are PEFT's
+    layer but the head. `tokens` are ids whose rows of embedding and head learn as well; the tables grow to
+    those beyond them. What a kind has no word for (a rank, a dropout) is left out; `options` are PEFT's
     own words.
     """
 
@@ -23,6 +24,7 @@ class AdapterSettings:
     alpha: float = 32.0
     dropout: float = 0.0
     targets: tuple[str, ...] = ()
+    tokens: tuple[int, ...] = ()
     seed: int = 0
     options: Mapping[str, object] = field(default_factory=dict)
 
@@ -59,3 +61,25 @@ class Selectable(Protocol):
 
     def select(self, rows: Tensor) -> nn.Module:
         """The layer of these output rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """Our paths of embedding and head, and what a file calls them."""
+
+    paths: tuple[str, str]
+    names: tuple[str, str]
+    is_tied: bool
+
+    @property
+    def learning(self) -> tuple[str, ...]:
+        """Names of the tables that have rows of their own: of tied ones the embedding."""
+        return self.names[:1] if self.is_tied else self.names
+
+
+@runtime_checkable
+class Dequantizable(Protocol):
+    """A rounded table."""
+
+    def dequantized(self) -> Tensor:
+        """The floats that it stands for."""

@@ -1,10 +1,18 @@
 """Adapters of `Transformer` under the names that transformers' models have: what PEFT's files hold."""
 
+import dataclasses
 from pathlib import Path
 
 from starcoder import adapters
-from starcoder.adapters import Adapter, AdapterSettings, Layout, Parts
-from starcoder.checkpoint.names import is_interleaved, their_names, their_rows, with_prefix
+from starcoder.adapters import Adapter, AdapterSettings, Layout, Parts, Tables
+from starcoder.checkpoint.names import (
+    EMBEDDING,
+    HEAD,
+    is_interleaved,
+    their_names,
+    their_rows,
+    with_prefix,
+)
 from starcoder.config import ModelConfig
 from starcoder.model import Transformer
 
@@ -12,22 +20,28 @@ _LINEARS = ("attention.qkv", "attention.out", "feed_forward.up", "feed_forward.d
 
 
 def add_adapter(model: Transformer, settings: AdapterSettings) -> Adapter:
-    """A new adapter on `model`, whose own weights are frozen.
+    """A new adapter on `model`, whose own weights are frozen; the vocabulary grows to `settings.tokens`.
 
     Raises:
         ConfigError: PEFT is missing or has no such kind, or no layer is called as `targets` say.
     """
-    return adapters.add(model, settings, layout(model.config))
+    return _resized(model, adapters.add(model, settings, layout(model.config), tables(model.config)))
 
 
 def load_adapter(model: Transformer, folder: Path, *, trainable: bool = False) -> Adapter:
-    """The adapter that PEFT or this package saved in `folder`, on `model`.
+    """The adapter that PEFT or this package saved in `folder`, on `model`, and the tokens that came with it.
 
     Raises:
         CheckpointError: a file is missing or broken, or the adapter is of another model.
         ConfigError: PEFT is missing.
     """
-    return adapters.load(model, folder, layout(model.config), trainable=trainable)
+    found = adapters.load(model, folder, layout(model.config), tables(model.config), trainable=trainable)
+    return _resized(model, found)
+
+
+def _resized(model: Transformer, adapter: Adapter) -> Adapter:
+    model.config = dataclasses.replace(model.config, vocab_size=adapter.vocab_size)
+    return adapter
 
 
 def layout(config: ModelConfig) -> Layout:
@@ -37,6 +51,15 @@ def layout(config: ModelConfig) -> Layout:
     """
     paths = [f"blocks.{layer}.{name}" for layer in range(config.num_layers) for name in _LINEARS]
     return {path: _parts(config, path) for path in paths}
+
+
+def tables(config: ModelConfig) -> Tables:
+    """Our embedding and head, and how transformers calls them."""
+    embedding, head = (
+        with_prefix(config, *their_names(config, name)).removesuffix(".weight") for name in (EMBEDDING, HEAD)
+    )
+    paths = (EMBEDDING.removesuffix(".weight"), HEAD.removesuffix(".weight"))
+    return Tables(paths, (embedding, head), is_tied=config.tied_embeddings)
 
 
 def _parts(config: ModelConfig, path: str) -> Parts:

@@ -149,7 +149,9 @@ def _logits(network: Transformer) -> Tensor:
 def _write(network: Transformer, output: Path, base: Path, texts: Path, card: str) -> None:
     part = output.with_name(f".{output.name}.{os.getpid()}.part")
     try:
-        save(network, part, extra_config=read_json(base / "config.json"))
+        # The base's words, but for the vocabulary: it may have grown.
+        config = read_json(base / "config.json") | {"vocab_size": network.config.vocab_size}
+        save(network, part, extra_config=config)
         # The base's first: an adapter may hold some of these files only.
         for source in dict.fromkeys((base, texts)):
             for pattern in TEXT_FILES:
@@ -185,6 +187,7 @@ def _card(report: MergeReport, folders: Sequence[Path]) -> str:
     for folder in folders:
         config = read_json(folder / "adapter_config.json")
         words = ("peft_type", "r", "lora_alpha", "lora_dropout", "use_dora", "use_rslora", "target_modules")
+        words += ("trainable_token_indices",)
         adapter = {word: config[word] for word in words if config.get(word)}
         lines += ["", f"## {folder.name}", "", "```json", json.dumps(adapter, indent=1), "```"]
         if (folder / "recipe.json").is_file():

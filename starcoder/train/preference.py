@@ -66,7 +66,7 @@ def dpo(adapter: Adapter, *, beta: float = 0.1) -> Loss:
 def log_likelihoods(model: Transformer, batch: Batch) -> Tensor:
     """Of what is learnt of each document, in nats: (documents,) float32, without holding all logits."""
     batch = batch.flat()
-    device = model.embed.weight.device
+    device = model.norm.weight.device
     attend = documents(batch.lengths, model.config.sliding_window)
     hidden = model(batch.tokens_BT.to(device), batch.positions_BT.to(device), attend)[0]
     labels = batch.labels_BT[0].to(device)
