@@ -3,7 +3,8 @@
 Protocol: random weights of a StarCoder shape, made straight in packed form here. `--peers` holds, for each
 shape and where the peer is wanted, SHAPE-Q4_0.gguf and SHAPE-Q8_0.gguf (llama.cpp's converter and quantizer
 write them; --llama-bench runs them), SHAPE (a checkpoint, for transformers) and SHAPE-ct2 (CTranslate2's
-converter). Each round measures the bandwidth of memory, then in turn this engine and the peers of each
+converter). Each round measures the bandwidth of memory, in pages of 4 KiB as programs get them and in large
+ones, which our weights ask for (`share`, `large_page_share`), then in turn this engine and the peers of each
 scheme: a prompt of 512 tokens, and 64 tokens of one stream. Ours are the engine's own steps, Python and
 sampling included, behind a prompt of 8; llama-bench decodes from an empty context and does not sample.
 Medians of --rounds; ratios are per round. --more adds rounds to those of an earlier run. --pause PID stops
@@ -31,6 +32,7 @@ from shapes import SHAPES, Numbers, packed_model
 from starcoder.engine.engine import Engine
 from starcoder.engine.settings import EngineSettings
 from starcoder.kernels import describe, native
+from starcoder.kernels.memory import Room
 from starcoder.model import Transformer
 from starcoder.quantize import QuantizedEmbedding, Scheme
 from starcoder.request import CompletionRequest, SamplingParams
@@ -122,9 +124,11 @@ def measure(ours: Ours, shape: str, scheme: Scheme, options: argparse.Namespace)
     """One round."""
     gguf = options.peers / f"{shape}-{PEERS[scheme]}.gguf"
     buffer = torch.ones(1 << 28, dtype=torch.uint8)
+    in_large_pages = Room().empty(buffer.shape, buffer.dtype).fill_(1)
     with paused(options.pause):
         row = {
             "bandwidth": bandwidth(buffer, options.threads),
+            "large_page_bandwidth": bandwidth(in_large_pages, options.threads),
             "decode": ours.decode(),
             "prefill": ours.prefill(),
         }
@@ -138,6 +142,7 @@ def measure(ours: Ours, shape: str, scheme: Scheme, options: argparse.Namespace)
                 row |= {f"{name}_{key}": value for key, value in peer.items()}
     row["gb_per_s"] = row["decode"] * streamed_bytes(ours.model) / 1e9
     row["share"] = row["gb_per_s"] / row["bandwidth"]
+    row["large_page_share"] = row["gb_per_s"] / row["large_page_bandwidth"]
     return {key: round(value, 3) for key, value in row.items()}
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from starcoder.errors import ConfigError
 from starcoder.kernels import cuda
+from starcoder.kernels.memory import Room
 from starcoder.kernels.ops import quantized_linear, quantized_rows
 from starcoder.kernels.packed import COLUMNS, Packed, Scheme, dequantize, pack, packed_shapes, unpack
 from starcoder.kernels.rounding import round_rows
@@ -151,10 +152,11 @@ def quantize(model: nn.Module, scheme: Scheme, *, method: Method = "search") -> 
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     layers: list[LayerReport] = []
     done: dict[int, Packed] = {}
+    room = Room()
     for site in _sites(model, scheme):
         weight = site.module.weight.detach()
         if id(site.module.weight) not in done:
-            packed, error = quantize_with_error(weight, site.scheme, site.group_size, method)
+            packed, error = quantize_with_error(weight, site.scheme, site.group_size, method, room)
             done[id(site.module.weight)] = packed
             size, (columns, inputs) = packed.size_bytes, weight.shape
             layers.append(LayerReport(site.name, site.scheme, columns, inputs, size, error))
@@ -223,25 +225,25 @@ def _sites(model: nn.Module, scheme: Scheme) -> Iterator[_Site]:
 def quantize_matrix(
     weight: Tensor, scheme: Scheme, *, group_size: int | None = None, method: Method = "search"
 ) -> Packed:
-    """Round a matrix (columns, inputs), a few million weights at a time.
+    """Round a matrix (columns, inputs), a million weights at a time.
 
     `nearest` scales each group by its largest weight; for int4 `search` tries other scales too and keeps
     the one with the least squared error.
     """
-    return quantize_with_error(weight, scheme, group_size or _GROUP_SIZES[scheme], method)[0]
+    return quantize_with_error(weight, scheme, group_size or _GROUP_SIZES[scheme], method, Room())[0]
 
 
 def quantize_with_error(
-    weight: Tensor, scheme: Scheme, group_size: int, method: Method
+    weight: Tensor, scheme: Scheme, group_size: int, method: Method, room: Room
 ) -> tuple[Packed, float]:
-    """As `quantize_matrix`, and the root of the squared error over the squared weights."""
+    """As `quantize_matrix`, in `room`, and the root of the squared error over the squared weights."""
     columns, inputs = weight.shape
     data_shape, scale_shape = packed_shapes(scheme, columns, inputs, group_size)
-    data = torch.empty(data_shape, dtype=torch.uint8, device=weight.device)
-    scales = torch.empty(scale_shape, dtype=torch.uint8, device=weight.device)
+    data = room.empty(data_shape, torch.uint8, weight.device)
+    scales = room.empty(scale_shape, torch.uint8, weight.device)
     # At 8 bits, cutting the largest weight costs more than a finer scale gains: one candidate.
     factors = _FACTORS if method == "search" and scheme == "int4" else [1.0]
-    step = max(1, (1 << 22) // (COLUMNS * inputs)) * COLUMNS
+    step = max(1, (1 << 20) // (COLUMNS * inputs)) * COLUMNS
     wrong = total = 0.0
     for start in range(0, columns, step):
         rows = weight[start : start + step].detach().float()

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from starcoder.checkpoint.files import DOWNLOAD_AGAIN, map_tensors, read_json, weight_files
 from starcoder.errors import CheckpointError
+from starcoder.kernels.memory import read_in_large_pages
 from starcoder.model import Transformer
 from starcoder.quantize import QuantizedEmbedding, QuantizedLinear, Scheme, expect
 
@@ -88,6 +89,8 @@ def read(
     for path in weight_files(folder):
         found |= map_tensors(path)
     _check(found, wanted, folder)
+    if device.type == "cpu":
+        read_in_large_pages(found.values())
     state = {
         name: tensor.to(device, dtype if tensor.dtype == torch.float32 else tensor.dtype)
         for name, tensor in found.items()

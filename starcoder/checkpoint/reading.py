@@ -22,6 +22,7 @@ from starcoder.checkpoint.names import (
 )
 from starcoder.config import ModelConfig
 from starcoder.errors import CheckpointError, ConfigError
+from starcoder.kernels.memory import Room, read_in_large_pages
 from starcoder.kernels.packed import Packed
 from starcoder.model import Transformer
 from starcoder.quantize import (
@@ -182,6 +183,7 @@ def _quantize(
     weights = _Weights(folder, network.config, list(shapes))
     expect(network, scheme)
     state: dict[str, Tensor] = {}
+    room = Room()
     for name, shape in shapes.items():
         module_name, _, kind = name.rpartition(".")
         module = network.get_submodule(module_name)
@@ -189,7 +191,7 @@ def _quantize(
             state[name] = weights.take(name, shape, device, dtype)
             continue
         weight, wanted = weights.once(name, shape).to(device), module.packed
-        matrix, error = quantize_with_error(weight, wanted.scheme, wanted.group_size, method)
+        matrix, error = quantize_with_error(weight, wanted.scheme, wanted.group_size, method, room)
         state |= {f"{module_name}.data": matrix.data, f"{module_name}.scales": matrix.scales}
         if note is not None:
             note(module_name, matrix, error)
@@ -253,6 +255,7 @@ class _Weights:
             self._drop_head()
         self._check_names(folder, our_names)
         self._own_dtype = self._tensors[their_names(config, EMBEDDING)[0]].dtype
+        self._room = Room()
         self._waiting: dict[str, Tensor] = {}
         self._waiting_file, self._waiting_bytes = folder, 0
 
@@ -299,8 +302,9 @@ class _Weights:
         is_interleaved_qkv = is_interleaved(self._config, name)
         is_converted = len(theirs) > 1 or is_interleaved_qkv or dtype != tensor.dtype or device.type != "cpu"
         if not is_converted and tensor.is_contiguous():
+            read_in_large_pages([tensor])
             return tensor
-        out = torch.empty(shape, dtype=dtype, device=device)
+        out = self._room.empty(shape, dtype, device)
         if is_interleaved_qkv:
             N, H = self._config.num_heads, self._config.head_size
             source = self._read(theirs[0]).view(N, 3, H, *shape[1:])

@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from secrets import randbits
 from typing import TYPE_CHECKING
 
@@ -76,7 +76,7 @@ class Engine:
         self._prepares, self._to_prepare = settings.prepare, ""  # the session whose next request may be begun
         self._preparing: LiveRequest | None = None  # what nobody has asked yet
         self._num_repeated = 0
-        self._repeated: list[Chunk] = []  # whole answers that need no model, for the next `_advance`
+        self._repeated: list[tuple[str, Chunk]] = []  # whole answers that need no model, for `_advance`
         self._outbox: list[Chunk] = []  # for the next `step`
         self._mail: dict[str, deque[Chunk]] = {}  # for requests that `generate` added
         self._speculate, self._draft_cost = settings.speculate, Cost()
@@ -124,6 +124,10 @@ class Engine:
             ConfigError: it needs an extra that is not installed.
             CapacityError: the queue is full now.
         """
+        return self._add(request, None)
+
+    def _add(self, request: CompletionRequest, name: str | None) -> str:
+        """As `add`; `name` is what its chunks call the request, its id if None."""
         self._end_preparing()
         params = request.sampling
         if params.max_tokens >= self._max_tokens:
@@ -134,10 +138,10 @@ class Engine:
         plan = self._sessions.plan(request)
         answer = self._sessions.typed_through(plan)
         if answer is not None:
-            return self._repeat(answer, plan)
-        return self._begin(request, plan).id
+            return self._repeat(answer, plan, name)
+        return self._begin(request, plan, name).id
 
-    def _begin(self, request: CompletionRequest, plan: Plan) -> LiveRequest:
+    def _begin(self, request: CompletionRequest, plan: Plan, name: str | None = None) -> LiveRequest:
         """Queue a request as planned. Raises: RequestError, ConfigError, CapacityError: as `add`."""
         params = request.sampling
         prompt = build(plan.request, self._tokenizer, budget=self._max_tokens - params.max_tokens)
@@ -150,8 +154,9 @@ class Engine:
             self._grammars.constraint(params.grammar)  # what is wrong with it must show now
         self._num_added += 1
         seed = randbits(63) if params.seed is None else params.seed
+        id_ = str(self._num_added)
         live = LiveRequest(
-            str(self._num_added), request, plan, prompt, self._clock(), seed, num_unborn=params.n - 1
+            id_, name or id_, request, plan, prompt, self._clock(), seed, num_unborn=params.n - 1
         )
         sequence = scheduler.Sequence(
             list(prompt.tokens),
@@ -168,7 +173,7 @@ class Engine:
         self._join(live, sequence, 0)
         return live
 
-    def _repeat(self, answer: Answer, plan: Plan) -> str:
+    def _repeat(self, answer: Answer, plan: Plan, name: str | None) -> str:
         """Answer without the model: the user has typed what the session's last completion said."""
         assert plan.request.session is not None, "only sessions have answers"
         self._num_repeated += 1
@@ -177,8 +182,9 @@ class Engine:
         self._num_added += 1
         typed = plan.request.prefix[len(answer.plan.request.prefix) :]
         num_tokens = answer.prompt_tokens + len(self._tokenizer.encode(typed))
+        id_ = str(self._num_added)
         chunk = Chunk(
-            request_id=str(self._num_added),
+            request_id=name or id_,
             text=answer.text,
             tokens=tuple(self._tokenizer.encode(answer.text)),
             finish_reason=answer.finish_reason,
@@ -188,9 +194,9 @@ class Engine:
             ),
             trimmed=answer.trimmed,
         )
-        self._repeated.append(chunk)
+        self._repeated.append((id_, chunk))
         self._plan_ahead(plan.request.session)
-        return chunk.request_id
+        return id_
 
     def abort(self, request_id: str) -> None:
         """End a request now; its blocks are free at once, and its last chunks come with the next `step`.
@@ -217,34 +223,31 @@ class Engine:
             RequestError: a request can never be served; those before it are then aborted too.
         """
         todo = deque(enumerate(requests))
-        names: dict[str, str] = {}  # of the requests under way
+        under_way: list[str] = []
         try:
-            while todo or names:
+            while todo or under_way:
                 while todo and not self._scheduler.is_full:
                     position, request = todo.popleft()
-                    request_id = self.add(request)
-                    names[request_id], self._mail[request_id] = str(position), deque()
+                    request_id = self._add(request, str(position))
+                    under_way.append(request_id)
+                    self._mail[request_id] = deque()
                 self._advance()
-                for request_id in list(names):
-                    yield from self._collect(request_id, names)
+                for request_id in list(under_way):
+                    mail = self._mail[request_id]
+                    while mail:
+                        yield mail.popleft()
+                    if request_id not in self._live:
+                        under_way.remove(request_id)
+                        del self._mail[request_id]
         finally:
-            for request_id in names:
+            for request_id in under_way:
                 self.abort(request_id)
                 self._mail.pop(request_id, None)
 
-    def _collect(self, request_id: str, names: dict[str, str]) -> Iterator[Chunk]:
-        """Hand out what came for one request of `generate`, and forget the request after its end."""
-        mail = self._mail[request_id]
-        while mail:
-            chunk = mail.popleft()
-            yield replace(chunk, request_id=names[request_id])
-        if request_id not in self._live:
-            del names[request_id], self._mail[request_id]
-
     def _advance(self) -> None:
         """One step: schedule, run, sample, hand out."""
-        for chunk in self._repeated:
-            self._mail.get(chunk.request_id, self._outbox).append(chunk)
+        for request_id, chunk in self._repeated:
+            self._mail.get(request_id, self._outbox).append(chunk)
         self._repeated.clear()
         self._end_overdue()
         self._prepare()
@@ -255,15 +258,17 @@ class Engine:
         self._mark_started(segments)
         copies, self._pool.copies = self._pool.copies, []
         started_at = self._clock()
-        logits_BV = self._runner.run(segments, copies)
+        logits = self._runner.run(segments, copies)
         self._scheduler.advance(segments)
         turns = self._turns(segments)
         if turns:
             rows = [row for turn in turns for row in turn.rows]
+            logits = logits.of(rows)
             drawn = sample(
-                logits_BV if len(rows) == logits_BV.size(0) else logits_BV[rows],
+                logits.values,
                 [turn.sample.draw for turn in turns for _ in turn.rows],
                 [turn.sample.sequence.tokens for turn in turns for _ in turn.rows],
+                logits.best,
             )
             now, at = self._clock(), iter(drawn)
             if len(segments) == 1 and segments[0].end - segments[0].start == len(rows):
@@ -350,7 +355,7 @@ class Engine:
         """Hand a chunk to whoever waits for it; after a last one the sample is gone."""
         is_prepared = one.request is self._preparing
         if not is_prepared:
-            self._mail.get(chunk.request_id, self._outbox).append(chunk)
+            self._mail.get(one.request.id, self._outbox).append(chunk)
         one.text += chunk.text
         if chunk.finish_reason is None:
             return

@@ -35,7 +35,7 @@ class Sample:
         if outcome.finish_reason is None:
             self.sequence.tokens.append(drawn.token)
         return Chunk(
-            request_id=self.request.id,
+            request_id=self.request.name,
             index=self.draw.index,
             text=outcome.text,
             tokens=(drawn.token,) if outcome.is_kept else (),
@@ -49,7 +49,7 @@ class Sample:
     def end(self, reason: FinishReason, now: float) -> Chunk:
         """The last chunk of a sample that ends from outside, with the text that was held back."""
         return Chunk(
-            request_id=self.request.id,
+            request_id=self.request.name,
             index=self.draw.index,
             text=self.stopper.end(reason),
             finish_reason=reason,
@@ -88,6 +88,7 @@ class LiveRequest:
     """A request that has not ended. Its first sample prefills the prompt; the others then join it."""
 
     id: str
+    name: str  # that its chunks carry
     request: CompletionRequest
     plan: Plan
     prompt: Prompt

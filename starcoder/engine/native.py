@@ -1,13 +1,14 @@
 """The runner that takes a whole step in one native call, for weights on the CPU that the kernels read."""
 
 import logging
+from array import array
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from starcoder.engine.cache import Cache
-from starcoder.engine.runner import wanted_rows
+from starcoder.engine.runner import Logits, wanted_rows
 from starcoder.engine.scheduler import Segment
 from starcoder.kernels import native
 from starcoder.kernels.step import (
@@ -41,7 +42,7 @@ class NativeRunner:
         """Whether the kernels were built, read every weight of `model`, and the cache is theirs."""
         if native.library() is None:
             log.warning(
-                "the native kernels are not built; torch runs the model instead, several times slower"
+                "the native kernels are not built (see starcoder doctor); torch runs, several times slower"
             )
             return False
         if not _is_plain(cache.pools[0]):
@@ -50,11 +51,13 @@ class NativeRunner:
         readable = all(isinstance(module, _QUANTIZED) or type(module) in _FLOATS for module in modules)
         return readable and all(_is_plain(parameter) for parameter in model.parameters())
 
-    def run(self, segments: Sequence[Segment], copies: Sequence[tuple[int, int]]) -> Tensor:
-        """Logits (B, V): of each segment, in order, its last `num_rows` tokens; see `Runner.run`."""
+    def run(self, segments: Sequence[Segment], copies: Sequence[tuple[int, int]]) -> Logits:
+        """Logits of each segment, in order, its last `num_rows` tokens; see `Runner.run`."""
         self._cache.copy(copies)
         parts = [NativeSegment(segment.tokens, segment.start, segment.blocks) for segment in segments]
-        return self._step.run(parts, wanted_rows(segments))
+        rows = wanted_rows(segments)
+        best = array("i", bytes(4 * len(rows)))
+        return Logits(self._step.run(parts, rows, best=best), best)
 
 
 _QUANTIZED = QuantizedLinear, QuantizedEmbedding

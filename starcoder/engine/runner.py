@@ -4,6 +4,7 @@ The seam for faster execution: whatever offers `run` with this contract can stan
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,6 +12,20 @@ from torch import Tensor
 from starcoder.engine.cache import Cache
 from starcoder.engine.scheduler import Segment
 from starcoder.model import Transformer
+
+
+@dataclass(frozen=True, slots=True)
+class Logits:
+    """What a step says of the next tokens."""
+
+    values: Tensor  # (B, V)
+    best: Sequence[int] | None = None  # the most likely token of each row, where the runner knows it
+
+    def of(self, rows: Sequence[int]) -> "Logits":
+        """Of these rows; one may be wanted more than once."""
+        if len(rows) == len(self.values):
+            return self
+        return Logits(self.values[rows], None if self.best is None else [self.best[row] for row in rows])
 
 
 class Runner:
@@ -21,8 +36,8 @@ class Runner:
         self._device = model.norm.weight.device
 
     @torch.inference_mode()
-    def run(self, segments: Sequence[Segment], copies: Sequence[tuple[int, int]]) -> Tensor:
-        """Logits (B, V): of each segment, in order, its last `num_rows` tokens.
+    def run(self, segments: Sequence[Segment], copies: Sequence[tuple[int, int]]) -> Logits:
+        """Logits of each segment, in order, its last `num_rows` tokens.
 
         First carries out `copies` of blocks, then stores keys and values of the segments' tokens.
         """
@@ -34,8 +49,7 @@ class Runner:
         rows, hidden_TD = wanted_rows(segments), hidden_BTD[0]
         if len(rows) < hidden_TD.size(0):
             hidden_TD = hidden_TD[torch.tensor(rows, dtype=torch.long, device=self._device)]
-        logits_BV: Tensor = self._model.head(hidden_TD)
-        return logits_BV
+        return Logits(self._model.head(hidden_TD))
 
 
 def wanted_rows(segments: Sequence[Segment]) -> list[int]:

@@ -51,11 +51,21 @@ class Drawn:
     top: tuple[tuple[int, float], ...] = ()
 
 
-def sample(logits_BV: Tensor, draws: Sequence[Draw], tokens: Sequence[Sequence[int]]) -> list[Drawn]:
+def sample(
+    logits_BV: Tensor,
+    draws: Sequence[Draw],
+    tokens: Sequence[Sequence[int]],
+    best: Sequence[int] | None = None,
+) -> list[Drawn]:
     """One token per row. Modifies `draws`: they count, and remember what penalties need.
 
     `tokens[row]` is the row's prompt and what was generated, the last `num_drawn` of them drawn here.
+    `best` has the most likely token of each row where that is known already.
     """
+    if best is not None and all(draw.is_greedy and draw.params.logprobs is None for draw in draws):
+        for draw in draws:
+            draw.num_drawn += 1
+        return [Drawn(token) for token in best]
     wanted = [row for row, draw in enumerate(draws) if draw.params.logprobs is not None]
     logprobs_BV = logits_BV[wanted].float().log_softmax(-1) if wanted else None
     penalized = [row for row, draw in enumerate(draws) if draw.has_penalties]

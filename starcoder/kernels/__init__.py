@@ -18,6 +18,6 @@ def describe() -> str:
     """The instruction set in use, for a person: `avx2 (also portable)`, or why there is none."""
     names = variants()
     if not names:
-        return "none: not built here; install again where g++ or clang++ is found"
+        return "none: not built here, or from older sources; install again where g++ or clang++ is found"
     best, *others = names
     return f"{best} (also {', '.join(others)})" if others else best

@@ -74,29 +74,32 @@ class Step(Structure):
         ("num_rows", c_int32),
         ("block_size", c_int32),
         ("table_stride", c_int32),
-        ("tokens", POINTER(c_int32)),
-        ("places", POINTER(c_int32)),
-        ("news", POINTER(c_int32)),
-        ("pasts", POINTER(c_int32)),
-        ("tables", POINTER(c_int32)),
+        ("tokens", c_void_p),
+        ("places", c_void_p),
+        ("news", c_void_p),
+        ("pasts", c_void_p),
+        ("tables", c_void_p),
         ("keys", c_void_p),
         ("values", c_void_p),
         ("layer_stride", c_int64),
-        ("rows", POINTER(c_int32)),
+        ("rows", c_void_p),
         ("hidden", c_void_p),
         ("logits", c_void_p),
+        ("best", c_void_p),
     ]
 
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The compiled kernels, or None where they were not built; torch then does the work."""
+    """The compiled kernels; None, and torch does the work, where they were not built from these sources."""
     folder = Path(__file__).parent
     found = [folder / f"_native{suffix}" for suffix in EXTENSION_SUFFIXES]
     path = next((path for path in found if path.exists()), None)
     if path is None:
         return None
     loaded = ctypes.CDLL(str(path))
+    if not hasattr(loaded, "sc_size") or loaded.sc_size() != ctypes.sizeof(Model) + ctypes.sizeof(Step):
+        return None  # sources were updated and not built again: calling it would corrupt memory
     for name, result, arguments in _SIGNATURES:
         function = getattr(loaded, name)
         function.restype, function.argtypes = result, arguments

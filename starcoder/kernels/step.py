@@ -89,11 +89,19 @@ class NativeStep:
         self._vocab_size = self._model.head.columns
 
     def run(
-        self, segments: Sequence[NativeSegment], rows: Sequence[int], *, threads: int | None = None
+        self,
+        segments: Sequence[NativeSegment],
+        rows: Sequence[int],
+        *,
+        threads: int | None = None,
+        best: "array[int] | None" = None,
     ) -> Tensor:
-        """Logits (len(rows), V) of the flat tokens numbered `rows`; stores keys and values of all."""
+        """Logits (len(rows), V) of the flat tokens numbered `rows`; stores keys and values of all.
+
+        `best`, an `array("i")` of as many places, takes the token of the largest logit of each row.
+        """
         logits = torch.empty(len(rows), self._vocab_size)
-        self._run(segments, rows, threads, logits=logits)
+        self._run(segments, rows, threads, logits=logits, best=best)
         return logits
 
     def hidden(
@@ -112,28 +120,32 @@ class NativeStep:
         *,
         logits: Tensor | None = None,
         hidden: Tensor | None = None,
+        best: "array[int] | None" = None,
     ) -> None:
         step, stride = self._step, max(len(segment.blocks) for segment in segments)
-        tokens, places = array("i"), array("i")
-        tables = array("i")
+        tokens: list[int] = []
+        places: list[int] = []
+        tables: list[int] = []
         for segment in segments:
-            tokens.extend(segment.tokens)
-            places.extend(range(segment.past, segment.past + len(segment.tokens)))
-            tables.extend(segment.blocks)
-            tables.extend([0] * (stride - len(segment.blocks)))
-        arrays = [
-            tokens,
-            places,
-            array("i", [len(segment.tokens) for segment in segments]),
-            array("i", [segment.past for segment in segments]),
-            tables,
-            array("i", rows),
-        ]
+            new = segment.tokens
+            tokens += new
+            places += range(segment.past, segment.past + len(new))
+            tables += segment.blocks
+            tables += [0] * (stride - len(segment.blocks))
+        news = [len(segment.tokens) for segment in segments]
+        pasts = [segment.past for segment in segments]
         step.num_tokens, step.num_segments, step.num_rows = len(tokens), len(segments), len(rows)
         step.table_stride = stride
-        step.tokens, step.places, step.news, step.pasts, step.tables, step.rows = map(_pointer, arrays)
+        numbers = array("i", [*tokens, *places, *news, *pasts, *tables, *rows])
+        step.tokens, _ = numbers.buffer_info()
+        step.places = step.tokens + numbers.itemsize * len(tokens)
+        step.news = step.places + numbers.itemsize * len(tokens)
+        step.pasts = step.news + numbers.itemsize * len(segments)
+        step.tables = step.pasts + numbers.itemsize * len(segments)
+        step.rows = step.tables + numbers.itemsize * len(tables)
         step.hidden = None if hidden is None else hidden.data_ptr()
         step.logits = None if logits is None else logits.data_ptr()
+        step.best = None if best is None else best.buffer_info()[0]
         status = self._library.sc_step(
             self._workspace.handle,
             self._variant,
@@ -143,11 +155,6 @@ class NativeStep:
         )
         if status != 0:
             raise MemoryError(f"no memory for a step of {len(tokens)} tokens")
-
-
-def _pointer(values: "array[int]") -> "ctypes._Pointer[ctypes.c_int32]":
-    address, _ = values.buffer_info()
-    return ctypes.cast(address, ctypes.POINTER(ctypes.c_int32))
 
 
 def _frequencies(config: ModelConfig) -> Tensor | None:

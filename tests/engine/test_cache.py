@@ -35,7 +35,7 @@ class Steps:
             whole = self.sequences[number]
             part = Sequence(whole.tokens[:end], 0, 1, (0,), table=whole.table)
             segments.append(Segment(part, start, end))
-        return self.runner.run(segments, copies)
+        return self.runner.run(segments, copies).values
 
     def expected(self, number, end):
         return whole_logits(self.runner._model, self.sequences[number].tokens[:end])[-1]
@@ -86,7 +86,7 @@ def test_only_finished_segments_have_logits(model):
     steps = Steps(model, [0, 1, 2], [3, 4, 5])
     unfinished = Segment(steps.sequences[0], 0, 5)
     finished = Segment(steps.sequences[1], 0, 12)
-    logits = steps.runner.run([unfinished, finished], ())
+    logits = steps.runner.run([unfinished, finished], ()).values
     assert logits.shape == (1, VOCAB)
     assert_close(logits[0], steps.expected(1, 12))
 

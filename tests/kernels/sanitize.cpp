@@ -93,8 +93,9 @@ static std::vector<float> network(void *space, const char *isa, int32_t kind, in
     }
     const std::vector<int32_t> count(step, step + 2), past(pasts, pasts + 2);
     std::vector<float> logits(rows.size() * V);
+    std::vector<int32_t> best(rows.size());
     const ScStep now{total, 2, (int32_t)rows.size(), block_size, 34, tokens.data(), places.data(), count.data(), past.data(),
-                     tables.data(), keys.data(), values.data(), layer, rows.data(), nullptr, logits.data()};
+                     tables.data(), keys.data(), values.data(), layer, rows.data(), nullptr, logits.data(), best.data()};
     if (sc_step(space, isa, 3, &model, &now)) abort();
     all.insert(all.end(), logits.begin(), logits.end());
     pasts[0] += step[0], pasts[1] += step[1];

@@ -1,5 +1,6 @@
 """A native step equals `Transformer.forward` for every kind of network, however the tokens are cut up."""
 
+from array import array
 from dataclasses import replace
 
 import pytest
@@ -145,3 +146,26 @@ def test_a_step_that_wants_no_row_only_fills_the_cache():
     assert step.run([NativeSegment(ids[:29], 0, [7, 3])], []).shape == (0, 131)
     found = step.run([NativeSegment(ids[29:], 29, [7, 3])], [0])
     torch.testing.assert_close(found, torch_logits(model, ids)[29:], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("scheme", [None, "int8", "int4"])
+def test_the_best_tokens_come_with_the_logits(scheme):
+    model, ids = random_model(MULTI_QUERY), tokens(60, 8)
+    if scheme is not None:
+        quantize(model, scheme)
+    step = native_step(model)
+    for threads in (1, 2, 3):
+        best = array("i", bytes(4 * 60))
+        logits = step.run([NativeSegment(ids, 0, range(4))], range(60), threads=threads, best=best)
+        assert best.tolist() == logits.argmax(-1).tolist()
+        assert len(set(best)) > 1, "the case tells rows apart"
+
+
+def test_of_equally_good_tokens_the_first_is_best():
+    model, ids = random_model(MULTI_QUERY), tokens(3, 9)
+    with torch.no_grad():
+        model.head.weight[7:] = model.head.weight[7]  # and no token below 7 is better in both rows
+        model.head.weight[:7] = -model.head.weight[7]
+    best = array("i", bytes(8))
+    logits = native_step(model).run([NativeSegment(ids, 0, [0])], [0, 2], threads=2, best=best)
+    assert best.tolist() == [0 if row[0] > row[7] else 7 for row in logits]

@@ -71,6 +71,8 @@ const char *sc_isa(int32_t index) {
   return found ? found->name : nullptr;
 }
 
+int32_t sc_size(void) { return sizeof(ScModel) + sizeof(ScStep); }
+
 int32_t sc_threads(int32_t threads) { return clamp_threads(threads); }
 
 double sc_bandwidth(int32_t threads, const void *data, int64_t size_bytes) {

@@ -49,9 +49,11 @@ typedef struct {
   const int32_t *rows;             // which tokens are wanted
   float *hidden;                   // [num_rows][hidden] after the last norm, or null
   float *logits;                   // [num_rows][vocabulary], or null
+  int32_t *best;                   // [num_rows] where logits are largest, the first of equals; or null
 } ScStep;
 
 const char *sc_isa(int32_t index);     // names of the variants this processor runs, best first; null past the end
+int32_t sc_size(void);                 // bytes of ScModel and ScStep: whether a caller means the same fields
 int32_t sc_threads(int32_t threads);   // what a request for that many threads gets
 void *sc_workspace_new(void);
 void sc_workspace_free(void *);

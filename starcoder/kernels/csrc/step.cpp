@@ -27,9 +27,18 @@ struct Buffers {  // integers, scales and starts of some rows of activations
   }
 };
 
+struct Best {  // of the logits that one thread computed
+  float logit;
+  int32_t token;
+  void meet(float other, int32_t its_token) {
+    if (other > logit || (other == logit && its_token < token)) logit = other, token = its_token;
+  }
+};
+
 struct Private {  // of one thread
   Buffers buffers;
   std::vector<float> scratch;
+  std::vector<Best> best;
 };
 
 struct Item {  // a tile of queries: tokens of one segment, one key/value head
@@ -113,14 +122,22 @@ class Runner {
     return out;
   }
 
-  void apply(const ScLinear &w, const Activations &x, const Epilogue &to) {
+  void apply(const ScLinear &w, const Activations &x, const Epilogue &to, bool is_head = false) {
     const int64_t blocks = (w.columns + COLUMNS - 1) / COLUMNS;
     // Small enough that threads end together, large enough that each reads long runs of memory.
     int64_t chunk = blocks / (team_.threads * 6);
     chunk = team_.threads == 1 ? blocks : chunk < 1 ? 1 : chunk;
     team_.share(blocks, chunk, [&](int64_t first, int64_t end) {
       kernels_.linear(&w, &x, first, end, &to, own_.scratch.data());
+      if (is_head) meet_best(w, to, x.rows, first * COLUMNS, end * COLUMNS);
     });
+  }
+
+  // While logits are in this core's cache.
+  void meet_best(const ScLinear &w, const Epilogue &to, int32_t rows, int64_t first, int64_t end) {
+    if (end > w.columns) end = w.columns;
+    for (int32_t r = 0; r < rows; r++)
+      for (int64_t c = first; c < end; c++) own_.best[r].meet(to.y[r * to.stride + c], c);
   }
 
  protected:
@@ -276,7 +293,7 @@ class StepRunner : Runner {
     });
     if (s_.logits && s_.num_rows)
       apply(m_.head, prepare(m_.head, hidden, s_.num_rows, nullptr, nullptr, 0),
-            {s_.logits, m_.head.columns, 0, false});
+            {s_.logits, m_.head.columns, 0, false}, s_.best);
   }
 
   const ScModel &m_;
@@ -329,8 +346,17 @@ void reserve(Workspace &space, const ScModel &m, const ScStep &s, int threads) {
   for (Private &own : space.threads) {
     own.buffers.reserve(1, widest);
     at_least(own.scratch, attention > linears ? attention : linears);
+    if (s.best) own.best.assign(R, {-INFINITY, INT32_MAX});
   }
   plan_attention(space, m, s, threads);
+}
+
+void gather_best(const Workspace &space, const ScModel &m, const ScStep &s) {
+  for (int32_t r = 0; r < s.num_rows; r++) {
+    Best best{-INFINITY, INT32_MAX};
+    for (const Private &own : space.threads) best.meet(own.best[r].logit, own.best[r].token);
+    s.best[r] = best.token < m.head.columns ? best.token : 0;  // nothing but NaN
+  }
 }
 
 struct StepJob {
@@ -366,6 +392,7 @@ int32_t sc_step(void *workspace, const char *isa, int32_t threads, const ScModel
     const StepJob &job = *(StepJob *)context;
     StepRunner(job.kernels, job.space, team, job.model, job.step).run();
   }, &job);
+  if (step->logits && step->best) gather_best(space, *model, *step);
   return 0;
 } catch (const std::bad_alloc &) {
   return -1;

@@ -153,6 +153,8 @@ struct Scales {  // of a block
   }
 };
 
+constexpr int64_t AHEAD = 2048;  // bytes: half a page, for the processor's own prefetching ends with the page
+
 // A few rows: weights stream once through registers.
 template <int R>
 void direct(const ScLinear *w, const Activations *x, int32_t block, int32_t row, const Epilogue *to) {
@@ -168,6 +170,7 @@ void direct(const ScLinear *w, const Activations *x, int32_t block, int32_t row,
     const int32_t *starts = x->starts + at / CHUNK;
     I d[R][NV] = {}, s[NV] = {};
     for (int32_t chunk = first; chunk < end; chunk++, a += CHUNK, starts++, data += step) {
+      for (int64_t at = 0; at < step; at += 64) __builtin_prefetch(data + AHEAD + at);
       M m[NV];
       scales.of_chunk(chunk, m);
       if (w->kind == SC_INT4) {
