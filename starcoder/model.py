@@ -7,8 +7,11 @@ Shapes, everywhere in this package:
     N query heads   K key/value heads   H head size
 """
 
+import inspect
 from collections.abc import Sequence
-from typing import Protocol
+from functools import cache
+from itertools import accumulate
+from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -40,19 +43,90 @@ def causal(window: int | None = None) -> Attend:
 def documents(lengths: Sequence[Sequence[int]], window: int | None = None) -> Attend:
     """Causal attention inside each document of a packed batch, never across.
 
-    `lengths[row]` are the document lengths of that row, in order; they add up to T.
+    `lengths[row]` are the document lengths of that row, in order; they add up to T. One call for all of them
+    where `takes_varlen`, else one for each; no square mask.
     """
+    flat = [length for row in lengths for length in row]
+    longest = max(flat, default=0)
+
+    @cache
+    def starts_on(device: torch.device) -> Tensor:
+        return torch.tensor(list(accumulate(flat, initial=0)), dtype=torch.int32, device=device)
 
     def attend(layer: int, q_BTNH: Tensor, k_BTKH: Tensor, v_BTKH: Tensor) -> Tensor:
-        rows = []
-        for row, row_lengths in enumerate(lengths):
-            split = list(row_lengths)
-            inputs = (x[row : row + 1] for x in (q_BTNH, k_BTKH, v_BTKH))
-            parts = zip(*(torch.split(x, split, dim=1) for x in inputs), strict=True)
-            rows.append(torch.cat([causal_attention(q, k, v, window) for q, k, v in parts], dim=1))
-        return torch.cat(rows)
+        varlen = _varlen(v_BTKH)
+        if varlen is None:
+            return _each_document(q_BTNH, k_BTKH, v_BTKH, lengths, window)
+        # Under autocast rotation gives queries and keys in float32.
+        q, k, v = (x.to(v_BTKH.dtype).flatten(0, 1) for x in (q_BTNH, k_BTKH, v_BTKH))
+        starts, left = starts_on(v.device), -1 if window is None else window - 1
+        out = varlen(q, k, v, starts, starts, longest, longest, window_size=(left, 0), enable_gqa=True)
+        return out.view(q_BTNH.shape)
 
     return attend
+
+
+def _each_document(
+    q_BTNH: Tensor, k_BTKH: Tensor, v_BTKH: Tensor, lengths: Sequence[Sequence[int]], window: int | None
+) -> Tensor:
+    rows = []
+    for row, row_lengths in enumerate(lengths):
+        inputs = (x[row : row + 1] for x in (q_BTNH, k_BTKH, v_BTKH))
+        parts = zip(*(torch.split(x, list(row_lengths), dim=1) for x in inputs), strict=True)
+        rows.append(torch.cat([causal_attention(q, k, v, window) for q, k, v in parts], dim=1))
+    return torch.cat(rows)
+
+
+def takes_varlen(device_type: str, capability: tuple[int, int], dtype: torch.dtype, head_size: int) -> bool:
+    """Whether torch's attention over documents of several lengths runs: FlashAttention on Ampere and later.
+
+    Its backward pass takes larger heads on some devices only; this family's have 128 at most.
+    """
+    is_half = dtype in (torch.bfloat16, torch.float16)
+    return (
+        device_type == "cuda" and capability >= (8, 0) and is_half and head_size % 8 == 0 and head_size <= 128
+    )
+
+
+class _Varlen(Protocol):
+    """`torch.nn.attention.varlen.varlen_attn`, as much as is used of it."""
+
+    def __call__(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        cu_seq_q: Tensor,
+        cu_seq_k: Tensor,
+        max_q: int,
+        max_k: int,
+        *,
+        window_size: tuple[int, int],
+        enable_gqa: bool,
+    ) -> Tensor: ...
+
+
+def _varlen(v_BTKH: Tensor) -> _Varlen | None:
+    """Torch's function where it can be used for such values."""
+    if v_BTKH.device.type != "cuda":
+        return None
+    capability = torch.cuda.get_device_capability(v_BTKH.device)
+    if not takes_varlen("cuda", capability, v_BTKH.dtype, v_BTKH.size(-1)):
+        return None
+    return _torch_varlen()
+
+
+@cache
+def _torch_varlen() -> _Varlen | None:
+    """None: this torch has none, has no kernel for it, or has one that knows no window or shared heads."""
+    if torch.version.cuda is None or not torch.backends.cuda.is_flash_attention_available():
+        return None
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    is_able = {"window_size", "enable_gqa"} <= inspect.signature(varlen_attn).parameters.keys()
+    return cast(_Varlen, varlen_attn) if is_able else None
 
 
 def causal_attention(q_BTNH: Tensor, k_BTKH: Tensor, v_BTKH: Tensor, window: int | None = None) -> Tensor:

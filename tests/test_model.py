@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from starcoder.config import ModelConfig
-from starcoder.model import Transformer, causal, causal_attention, documents
+from starcoder.model import Transformer, causal, causal_attention, documents, takes_varlen
 from tests.tiny import VARIANTS, make_model
 
 torch.set_num_threads(1)
@@ -97,3 +97,82 @@ def test_gradients_reach_every_parameter():
     model.head(model(tokens, torch.arange(12)[None], causal())).logsumexp(-1).sum().backward()
 
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+
+
+@pytest.mark.parametrize(
+    ("device_type", "capability", "dtype", "head_size", "expected"),
+    [
+        ("cuda", (8, 0), torch.bfloat16, 128, True),
+        ("cuda", (9, 0), torch.float16, 64, True),
+        ("cuda", (7, 5), torch.float16, 64, False),  # Turing has no FlashAttention in torch
+        ("cuda", (8, 0), torch.float32, 128, False),
+        ("cuda", (8, 0), torch.bfloat16, 100, False),
+        ("cuda", (8, 0), torch.bfloat16, 256, False),
+        ("cpu", (9, 0), torch.bfloat16, 128, False),
+        ("mps", (9, 0), torch.float16, 128, False),
+    ],
+)
+def test_one_call_for_all_documents_is_chosen_where_torch_has_it(
+    device_type, capability, dtype, head_size, expected
+):
+    assert takes_varlen(device_type, capability, dtype, head_size) is expected
+
+
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("num_kv_heads", [1, 2, 4])
+def test_all_documents_go_out_in_one_call_with_where_each_starts(monkeypatch, window, num_kv_heads):
+    """A stand-in for torch's function, which CPUs lack, that reads its arguments as torch documents them."""
+    given = []
+
+    def varlen(q, k, v, starts, same_starts, longest, same_longest, *, window_size, enable_gqa):
+        given.append((starts.tolist(), starts.dtype, longest, window_size))
+        assert starts is same_starts
+        assert longest == same_longest
+        assert enable_gqa
+        lengths = starts.diff().tolist()
+        parts = zip(*(torch.split(x, lengths) for x in (q, k, v)), strict=True)
+        seen = None if window_size == (-1, 0) else window_size[0] + 1
+        return torch.cat([causal_attention(*(x[None] for x in part), seen)[0] for part in parts])
+
+    q_BTNH = torch.randn(2, 9, 4, 8)
+    k_BTKH, v_BTKH = torch.randn(2, 9, num_kv_heads, 8), torch.randn(2, 9, num_kv_heads, 8)
+    lengths = [(4, 5), (1, 2, 6)]
+    expected = documents(lengths, window)(0, q_BTNH, k_BTKH, v_BTKH)
+    monkeypatch.setattr("starcoder.model._varlen", lambda v: varlen)
+    attend = documents(lengths, window)
+    found = attend(0, q_BTNH, k_BTKH, v_BTKH)
+    attend(1, q_BTNH, k_BTKH, v_BTKH)
+
+    torch.testing.assert_close(found, expected)
+    assert given == 2 * [([0, 4, 9, 10, 12, 18], torch.int32, 6, (-1 if window is None else 2, 0))]
+
+
+HEADS = [(16, 1, 128), (24, 2, 128), (12, 12, 64)]  # StarCoder's kind, Starcoder2's, one for each query
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device")
+@pytest.mark.parametrize("window", [None, 40])
+@pytest.mark.parametrize(("num_heads", "num_kv_heads", "head_size"), HEADS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_on_the_gpu_one_call_equals_a_call_for_each_document(
+    monkeypatch, dtype, num_heads, num_kv_heads, head_size, window
+):
+    lengths = [(100, 1, 155), (256,)]
+    shapes = [(2, 256, heads, head_size) for heads in (num_heads, num_kv_heads, num_kv_heads)]
+    generator = torch.Generator("cuda").manual_seed(0)
+    inputs = [torch.randn(shape, generator=generator, device="cuda", dtype=dtype) for shape in shapes]
+    weight = torch.randn(shapes[0], generator=generator, device="cuda", dtype=dtype)
+    if not takes_varlen("cuda", torch.cuda.get_device_capability(), dtype, head_size):
+        pytest.skip("this GPU is older than Ampere")
+    results = []
+    for is_fused in (True, False):
+        if not is_fused:
+            monkeypatch.setattr("starcoder.model._varlen", lambda v: None)
+        own = [x.clone().requires_grad_() for x in inputs]
+        out = documents(lengths, window)(0, *own)
+        (out * weight).sum().backward()
+        results.append([out.detach(), *(x.grad for x in own)])
+    for found, expected in zip(*results, strict=True):
+        # Sums of both run in another order, in 8 or 11 bits of mantissa.
+        torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-2)
