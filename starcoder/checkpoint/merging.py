@@ -25,6 +25,11 @@ from starcoder.errors import CheckpointError, ConfigError
 from starcoder.model import Transformer, causal
 
 _CHECKED_TOKENS = 64
+# Of an adapter's config, on the card.
+_TOLD = (
+    *("peft_type", "r", "lora_alpha", "lora_dropout", "use_dora", "use_rslora", "target_modules"),
+    "trainable_token_indices",
+)
 # Of the largest logit: what rounding of sums costs in each dtype.
 _TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
 
@@ -186,9 +191,7 @@ def _card(report: MergeReport, folders: Sequence[Path]) -> str:
     ]
     for folder in folders:
         config = read_json(folder / "adapter_config.json")
-        words = ("peft_type", "r", "lora_alpha", "lora_dropout", "use_dora", "use_rslora", "target_modules")
-        words += ("trainable_token_indices",)
-        adapter = {word: config[word] for word in words if config.get(word)}
+        adapter = {word: config[word] for word in _TOLD if config.get(word)}
         lines += ["", f"## {folder.name}", "", "```json", json.dumps(adapter, indent=1), "```"]
         if (folder / "recipe.json").is_file():
             recipe = read_json(folder / "recipe.json")

@@ -30,6 +30,7 @@ from starcoder.errors import ConfigError
 from starcoder.model import Transformer
 from starcoder.quantize import Scheme
 from starcoder.train.checkpoints import Checkpoints, Optimizers, trainable
+from starcoder.train.growing import grow
 
 log = logging.getLogger(__name__)
 
@@ -89,6 +90,7 @@ def build(
     group: Processes,
     *,
     dtype: torch.dtype = torch.float32,
+    vocab_size: int = 0,
     adapter: AdapterSettings | None = None,
     quantize: Scheme | None = None,
     sharding: Sharding = "full",
@@ -97,7 +99,8 @@ def build(
     """The model, frozen below `adapter` or learning in full, spread over `group`.
 
     `sharding` full gives every process a share of weights, gradients and optimizer state (ZeRO-3's); none
-    gives each all of them (data parallel). `offload` keeps shares in the CPU's memory between uses.
+    gives each all of them (data parallel). `offload` keeps shares in the CPU's memory between uses. A model
+    that learns in full grows to `vocab_size` tokens if it has fewer.
 
     Raises:
         ConfigError: rounded weights were to be sharded or to learn.
@@ -113,6 +116,7 @@ def build(
     network = checkpoint.load(model, quantize=quantize)
     added = None if adapter is None else checkpoint.add_adapter(network, adapter)
     if adapter is None:
+        grow(network, vocab_size)
         network.requires_grad_(True)
     _shard(network, group, dtype, sharding, offload=offload)
     log.info("rank %d of %d holds its share", group.rank, group.size)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -93,7 +94,11 @@ def _run(
         return Result(output, outcome, before, None)
     if outcome.best is not None and outcome.best[0] < outcome.step:
         store.load_best(ready.model)
-        console.print(f"the best weights are those of step {outcome.best[0]}; they are kept", highlight=False)
+        console.print(
+            f"the best weights are those of step {outcome.best[0]}; they are kept",
+            highlight=False,
+            soft_wrap=True,
+        )
     after = _evaluate(ready)
     _export(recipe, ready, output, group)
     _show_samples(ready, output, "after", console, writes=is_first)
@@ -125,8 +130,10 @@ def check_packing(recipe: Recipe, console: Console) -> PackingReport:
     """Compare packed with separate on this recipe's model and data, in float32, and train nothing."""
     if recipe.method == "dpo":
         raise ConfigError("pairs are not packed", "--verify-packing goes with the other methods")
-    ready = prepare(dataclasses.replace(recipe, precision="float32"), console)
-    return verify_packing(ready.model, ready.stream.next_batch(max(1, recipe.batch_size)))
+    with tempfile.TemporaryDirectory() as folder:  # a tokenizer that grows is written
+        recipe = dataclasses.replace(recipe, precision="float32", output=folder)
+        ready = prepare(recipe, console)
+        return verify_packing(ready.model, ready.stream.next_batch(max(1, recipe.batch_size)))
 
 
 def _show_samples(ready: Prepared, output: Path, when: str, console: Console, *, writes: bool) -> None:
@@ -141,7 +148,7 @@ def _show_samples(ready: Prepared, output: Path, when: str, console: Console, *,
             made = samples.sample(ready.model, ready.tokenizer, example)
             rows.append({"when": when} | asdict(made))
             line = f"--- {when}: ...{made.prompt[-80:]!r} -> {made.completion!r}"
-            console.print(line, highlight=False, markup=False)
+            console.print(line, highlight=False, soft_wrap=True, markup=False)
     if writes:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")

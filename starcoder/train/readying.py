@@ -1,9 +1,6 @@
-"""A recipe -> everything a run needs: data read and looked at, the model loaded, what learns made.
+"""A recipe -> everything a run needs: data read and looked at, the model loaded, what learns made."""
 
-Limits: adapters on a vocabulary that grows are refused, for adapter files hold no embeddings; train such
-chats in full, or give a template whose tokens are there.
-"""
-
+import dataclasses
 import math
 import random
 import tempfile
@@ -61,14 +58,17 @@ def prepare(recipe: Recipe, console: Console, group: "Processes | None" = None) 
     device = choose_device(recipe.device) if group is None else group.device
     precision = choose_precision(device, recipe.precision)
     folder = checkpoint.resolve(recipe.model)
-    positions = checkpoint.read_config(folder).max_positions
+    config = checkpoint.read_config(folder)
+    positions = config.max_positions
     if recipe.seq_length > positions:
         raise ConfigError(
             f"seq_length is {recipe.seq_length}, the model has {positions} positions",
             f"--seq-length {positions}",
         )
     sources = read(recipe.source, seed=recipe.seed)
-    tokenizer_folder, tokenizer, chat = _tokenizer(recipe, folder, sources, group)
+    tokenizer_folder, tokenizer, chat, new = _tokenizer(recipe, folder, sources, group)
+    new = tuple(sorted({*new, *range(config.vocab_size, tokenizer.vocab_size)}))
+    recipe = dataclasses.replace(recipe, adapter=dataclasses.replace(recipe.adapter, tokens=new))
     form = _form(recipe, sources, tokenizer, chat)
     sources = _grouped(sources, form, recipe.seed)
     looked_at = [row for _, row in sources.train.read(0, 0, 200)]
@@ -94,6 +94,7 @@ def prepare(recipe: Recipe, console: Console, group: "Processes | None" = None) 
         f"learn, in {precision} on {device}; {max_steps} steps of "
         f"{recipe.batch_size * recipe.accumulation} x {recipe.seq_length} tokens",
         highlight=False,
+        soft_wrap=True,
     )
     return Prepared(
         model, adapter, tokenizer, tokenizer_folder, stream, held_out, loss, found, max_steps, precision
@@ -152,7 +153,10 @@ def build(
     precision: loop.Precision,
     group: "Processes | None" = None,
 ) -> tuple[Transformer, Adapter | None]:
-    """The model with what learns: weights of its own in float32, or an adapter on frozen ones."""
+    """The model with what learns: weights of its own in float32, or an adapter on frozen ones.
+
+    The vocabulary grows to `vocab_size`, or to the tokens of the recipe's adapter.
+    """
     dtype = getattr(torch, precision)
     is_stored = checkpoint.scheme_of(folder) is not None
     scheme = recipe.quantize if recipe.method == "qlora" and not is_stored else None
@@ -165,6 +169,7 @@ def build(
             folder,
             group,
             dtype=dtype,
+            vocab_size=vocab_size,
             adapter=None if recipe.method == "full" else recipe.adapter,
             quantize=scheme,
             sharding="none" if scheme else recipe.sharding,
@@ -201,11 +206,11 @@ def _on_nf4(
 
 def _tokenizer(
     recipe: Recipe, folder: Path, sources: Sources, group: "Processes | None"
-) -> tuple[Path, Tokenizer, ChatTemplate | None]:
-    """The folder of the tokenizer to train with and to save, what is in it, and how dialogues are shown."""
+) -> tuple[Path, Tokenizer, ChatTemplate | None, tuple[int, ...]]:
+    """Folder and tokenizer to train with and to save, how dialogues are shown, and ids that are new."""
     tokenizer = Tokenizer.load(folder)
     if sources.shape.kind != "messages":
-        return folder, tokenizer, None
+        return folder, tokenizer, None, ()
     if recipe.form.chat_template is not None:
         try:
             source = Path(recipe.form.chat_template).read_text("utf-8")
@@ -217,14 +222,11 @@ def _tokenizer(
     else:
         source, new = STARCHAT, STARCHAT_TOKENS
     missing = [text for text in new if text not in tokenizer.special_tokens]
-    if missing and (recipe.method != "full" or group is not None):
-        raise ConfigError(
-            f"the chat template needs new tokens ({', '.join(missing)}), which adapters do not hold",
-            "--method full in one process, or --chat-template with one whose tokens are in the vocabulary",
-        )
     is_first = group is None or group.rank == 0
     chosen = Path(recipe.output) / "tokenizer" if is_first else Path(tempfile.mkdtemp())
-    return chosen, add_tokens(folder, chosen, new, source), ChatTemplate.of(source)
+    grown = add_tokens(folder, chosen, new, source)
+    ids = tuple(grown.special_tokens[text] for text in missing)
+    return chosen, grown, ChatTemplate.of(source), ids
 
 
 def _grouped(sources: Sources, form: Format, seed: int) -> Sources:
@@ -253,12 +255,20 @@ def _show_survey(found: survey.Survey, sources: Sources, tokenizer: Tokenizer, c
     documents = "streamed" if sources.num_documents is None else f"{sources.num_documents:,}"
     held = len(sources.validation)
     console.print(
-        f"{documents} documents to train on, {held:,} to validate on: {found.summary}", highlight=False
+        f"{documents} documents to train on, {held:,} to validate on: {found.summary}",
+        highlight=False,
+        soft_wrap=True,
     )
     if sources.num_documents is not None and sources.num_documents < 10:
         console.print(
-            "warning: so few documents are soon learnt by heart; watch the samples", highlight=False
+            "warning: so few documents are soon learnt by heart; watch the samples",
+            highlight=False,
+            soft_wrap=True,
         )
     for number, example in enumerate(found.samples, 1):
-        console.print(f"--- sample {number}: learnt parts stand in ⟦⟧, green on a terminal", highlight=False)
-        console.print(survey.colored(example, tokenizer), highlight=False)
+        console.print(
+            f"--- sample {number}: learnt parts stand in ⟦⟧, green on a terminal",
+            highlight=False,
+            soft_wrap=True,
+        )
+        console.print(survey.colored(example, tokenizer), highlight=False, soft_wrap=True)

@@ -112,9 +112,7 @@ def test_an_adapter_learns_and_goes_back_on_its_model(
 
 
 def test_a_chat_is_learnt_in_full_with_tokens_of_its_own(folder: Path, tmp_path: Path) -> None:
-    data, run = tmp_path / "chat.jsonl", tmp_path / "run"
-    talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes."}]
-    data.write_text(f"{json.dumps({'messages': talk})}\n" * 20)
+    data, run = chat_data(tmp_path), tmp_path / "run"
     assert finetune(folder, data, run, "--method", "full", "--max-steps", "40", "--fim-rate", "0") == 0
     tokenizer, model = Tokenizer.load(run), checkpoint.load(run)
     end = tokenizer.special_tokens["<|end|>"]
@@ -131,14 +129,95 @@ def test_a_chat_is_learnt_in_full_with_tokens_of_its_own(folder: Path, tmp_path:
     assert theirs("<|user|>")["input_ids"] == [tokenizer.special_tokens["<|user|>"]]
 
 
-def test_new_tokens_and_adapters_do_not_go_together(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    data = tmp_path / "chat.jsonl"
+def chat_data(folder: Path) -> Path:
+    data = folder / "chat.jsonl"
     talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes."}]
     data.write_text(f"{json.dumps({'messages': talk})}\n" * 20)
-    assert finetune(folder, data, tmp_path / "run") == 2
-    assert "--method full" in capsys.readouterr().err
+    return data
+
+
+def answers(model: Path, *options: str) -> str:
+    """What `starcoder chat` says to a script's "Hi"."""
+    command = [sys.executable, "-m", "starcoder", "chat", "--model", str(model), "--threads", "1", *options]
+    flags = ["--max-tokens", "12", "--temperature", "0"]
+    done = subprocess.run([*command, *flags], input="Hi\n", capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def test_a_chat_is_learnt_by_an_adapter_with_tokens_of_its_own(folder: Path, tmp_path: Path) -> None:
+    run, merged = tmp_path / "run", tmp_path / "merged"
+    flags = ["--max-steps", "40", "--fim-rate", "0", "--learning-rate", "1e-2"]
+    assert finetune(folder, chat_data(tmp_path), run, *flags) == 0
+    config = json.loads((run / "adapter_config.json").read_text())
+    size = checkpoint.load(folder).config.vocab_size
+    assert config["trainable_token_indices"] == {"wte": [size, size + 1, size + 2, size + 3]}
+    tokenizer = Tokenizer.load(run)
+    assert tokenizer.special_tokens["<|end|>"] == size + 3
+    assert answers(folder, "--adapter", str(run)) == "Yes.\n"
+    assert main(["merge", str(run), "--output", str(merged)]) == 0
+    assert checkpoint.load(merged).config.vocab_size == tokenizer.vocab_size
+    assert answers(merged) == "Yes.\n"
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    theirs, words = AutoModelForCausalLM.from_pretrained(merged), AutoTokenizer.from_pretrained(merged)
+    said = words.apply_chat_template(
+        [{"role": "user", "content": "Hi"}], add_generation_prompt=True, return_tensors="pt"
+    )["input_ids"]
+    end = words.convert_tokens_to_ids("<|end|>")
+    out = theirs.generate(said, max_new_tokens=12, do_sample=False, eos_token_id=end, pad_token_id=0)
+    assert words.decode(out[0, said.size(1) :]) == "Yes.<|end|>"
+
+
+def test_new_tokens_learn_beside_rounded_weights(folder: Path, tmp_path: Path) -> None:
+    run, data = tmp_path / "run", chat_data(tmp_path)
+    assert finetune(folder, data, run, "--method", "qlora", "--max-steps", "20", "--fim-rate", "0") == 0
+    rows = read_metrics(run / "metrics.jsonl")
+    assert rows[-1]["loss"] < rows[0]["loss"] / 2
+    assert json.loads((run / "adapter_config.json").read_text())["trainable_token_indices"]
+
+
+def test_kinds_that_hold_no_rows_of_tokens_are_refused(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert finetune(folder, chat_data(tmp_path), tmp_path / "run", "--adapter-kind", "loha") == 2
+    assert "choose lora" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_chat_run_that_stopped_goes_on_bit_for_bit(folder: Path, tmp_path: Path, method: str) -> None:
+    data, runs = chat_data(tmp_path), (tmp_path / "whole", tmp_path / "stopped")
+    flags = ["--method", method, "--max-steps", "6", "--save-every", "2", "--dropout", "0.1"]
+    for run in runs:
+        assert finetune(folder, data, run, *flags) == 0
+    last = runs[1] / "checkpoints" / "step-00000006.pt"
+    last.unlink()  # as if killed before it was there
+    (runs[1] / "metrics.jsonl").unlink()
+    assert finetune(folder, data, runs[1], *flags) == 0
+    assert [row["step"] for row in read_metrics(runs[1] / "metrics.jsonl")] == [5, 6]
+    name = "model.safetensors" if method == "full" else "adapter_model.safetensors"
+    assert (runs[0] / name).read_bytes() == (runs[1] / name).read_bytes()
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_two_processes_add_tokens_as_one_does(folder: Path, tmp_path: Path, method: str) -> None:
+    flags = ["--max-steps", 3, "--seq-length", 64, "--batch-size", 1, "--gradient-accumulation-steps", 4]
+    flags += ["--threads", 1, "--device", "cpu", "--learning-rate", "1e-3", "--method", method]
+    data, losses = chat_data(tmp_path), []
+    for number, launcher in ((1, []), (2, ["-m", "torch.distributed.run", "--nproc_per_node", "2"])):
+        run = tmp_path / f"run{number}"
+        command = [sys.executable, *launcher, "-m", "starcoder", "finetune", "--model", folder]
+        done = subprocess.run(
+            list(map(str, [*command, "--data", data, "-o", run, *flags])),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        losses.append([row["loss"] for row in read_metrics(run / "metrics.jsonl")])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    made = checkpoint.load(folder, adapter=run) if method == "lora" else checkpoint.load(run)
+    assert made.config.vocab_size == Tokenizer.load(run).vocab_size
 
 
 @pytest.mark.parametrize("method", ["qlora", "full"])

@@ -72,7 +72,8 @@ def test_a_package_is_learnt_and_little_else_is_forgotten(tmp_path: Path) -> Non
     assert after < before + 0.06
 
 
-def test_a_chat_run_learns_to_end_its_turn(tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_chat_run_learns_to_end_its_turn(tmp_path: Path, method: finetune.Method) -> None:
     rows = []
     for n in range(200):
         talk = [
@@ -84,8 +85,10 @@ def test_a_chat_run_learns_to_end_its_turn(tmp_path: Path) -> None:
     recipe = finetune.Recipe(
         output=str(tmp_path / "run"),
         source=SourceSettings(data=str(tmp_path / "chat.jsonl")),
-        method="full",
-        optimizer=OptimizerSettings(learning_rate=1e-3, warmup_steps=5, betas=(0.9, 0.999)),
+        method=method,
+        optimizer=OptimizerSettings(
+            learning_rate=1e-3 if method == "full" else 5e-3, warmup_steps=5, betas=(0.9, 0.999)
+        ),
         seq_length=SEQ,
         max_steps=60,
         batch_size=2,
@@ -93,7 +96,11 @@ def test_a_chat_run_learns_to_end_its_turn(tmp_path: Path) -> None:
         device="cpu",
     )
     finetune.run(recipe, Console(quiet=True))
-    tokenizer, model = Tokenizer.load(tmp_path / "run"), checkpoint.load(tmp_path / "run")
+    tokenizer = Tokenizer.load(tmp_path / "run")
+    if method == "full":
+        model = checkpoint.load(tmp_path / "run")
+    else:
+        model = checkpoint.load(checkpoint.BUNDLED, adapter=tmp_path / "run")
     end = tokenizer.special_tokens["<|end|>"]
     ends = 0
     for n in range(1000, 1020):
