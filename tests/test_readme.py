@@ -1,6 +1,6 @@
-"""The README tells the truth: its commands run, its table is the measured one, CI runs its test command."""
+"""The README tells the truth: its commands run, its tables are measured, CI runs its test command."""
 
-import importlib.util
+import importlib
 import os
 import re
 import shlex
@@ -8,7 +8,6 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -35,6 +34,17 @@ def commands() -> list[str]:
     lines = [line for block in blocks("sh") for line in block.splitlines()]
     lines += [line[2:] for block in blocks("console") for line in block.splitlines() if line.startswith("$ ")]
     return [line for line in lines if "pip install" not in line]
+
+
+def shown() -> dict[str, list[str]]:
+    """What the README shows below a command, by command."""
+    found: dict[str, list[str]] = {}
+    for line in (line for block in blocks("console") for line in block.splitlines()):
+        if line.startswith("$ "):
+            found[line[2:]] = below = []
+        else:
+            below.append(line)
+    return found
 
 
 def arguments(command: str) -> list[str]:
@@ -84,6 +94,7 @@ def test_every_command_parses(command):
         "bench",
         "export",
         "finetune",
+        "merge",
         "pretrain",
         "serve",
         "chat",
@@ -106,12 +117,14 @@ def test_doctor_runs_as_shown(project):
 @needs_bundled_model
 @pytest.mark.parametrize(
     "command",
-    # A hub id needs the network, a training run hours, a server does not end, others tell what they do.
+    # A hub id needs the network, a training run hours and is there for merging, a server does not end,
+    # others tell what they do.
     [
         line
         for line in commands()
         if "--model" not in line
-        and arguments(line)[0] not in ("finetune", "pretrain", "doctor", "serve", "editor-config", *TALKATIVE)
+        and arguments(line)[0]
+        not in ("finetune", "merge", "pretrain", "doctor", "serve", "editor-config", *TALKATIVE)
     ],
 )
 def test_every_example_completes(command, project, monkeypatch, capsys):
@@ -125,6 +138,7 @@ def test_every_example_completes(command, project, monkeypatch, capsys):
         out, err = capsys.readouterr()
     assert (code, err) == (0, "")
     assert out.strip()
+    assert [line for line in shown().get(command, []) if line not in out.splitlines()] == []
 
 
 @needs_bundled_model
@@ -167,18 +181,56 @@ def test_ci_runs_the_install_and_test_commands():
     assert found[1].endswith(".venv/bin/python -m pytest")
 
 
-def load_table_script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("table", ROOT / "benchmarks" / "table.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def benchmark(monkeypatch):
+    """Imports a script of `benchmarks/`, whose modules are forgotten afterwards."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    before = set(sys.modules)
+    yield importlib.import_module
+    for name in ("table", "rows", "goals"):
+        if name not in before:
+            sys.modules.pop(name, None)
 
 
-def test_measured_table_is_up_to_date():
+def test_what_was_measured_is_up_to_date(benchmark):
     """`make docs` writes it."""
-    script = load_table_script()
-    assert script.replaced(README, script.table()) == README
+    for path, text in benchmark("table").pages().items():
+        assert path.read_text("utf-8") == text, f"{path.name}: run python benchmarks/table.py"
+
+
+def test_every_result_has_rows_and_every_row_of_the_readme_is_in_full_elsewhere(benchmark):
+    table = benchmark("table")
+    results = {path.stem for path in table.RESULTS.glob("*.json")}
+    known = {name for section in table.SECTIONS.values() for name in section}
+    assert results | set(table.HEADLINES) <= known
+    scripts = {path.stem for path in (ROOT / "benchmarks").glob("*.py")}
+    assert known <= scripts
+
+
+def test_results_that_are_to_come_have_rows_when_they_come(benchmark):
+    table = benchmark("table")
+    kernel = {"matrix": "1b up", "scheme": "int4", "gb_per_s": 20.0, "share": 0.9}
+    reports = {
+        "kernels": {
+            "rows": [
+                kernel | {"variant": name, "gop_per_s": speed, "torch_float32_gop_per_s": 50.0}
+                for name, speed in (("avx2", 200.0), ("portable", 10.0))
+            ]
+        },
+        "finetune_memory": {"limit": 0.1, "worst": 0.12, "cases": [{"error": 0.05}, {"error": -0.12}]},
+    }
+    running, planned = (
+        table.table(reports, table.SECTIONS[name]) for name in ("Running a model", "Fine-tuning")
+    )
+    assert (
+        "1B, int4 | 20.0 GB/s, 90% of memory bandwidth; 200 GOP/s | 512 rows in torch's float32: 50"
+        in running
+    )
+    assert "2 cases | -12.0% to +5.0% | 1 within 10%" in planned
+    missed = benchmark("goals").missed(reports)
+    assert missed == (
+        "Of 1 goals set beforehand 1 are missed: error of planned fine-tuning memory 0.12 (at most 0.1).\n"
+    )
 
 
 def test_dependencies_are_told_with_reasons():
@@ -195,5 +247,10 @@ def test_links_lead_somewhere():
             assert (document.parent / target).exists(), f"{document.name}: {target}"
 
 
+def test_every_page_is_linked_from_the_readme():
+    pages = {f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")}
+    assert pages <= set(re.findall(r"\]\(([^)#:]+)\)", README))
+
+
 def test_readme_is_short():
-    assert len(README.splitlines()) < 200
+    assert len(README.splitlines()) < 180
