@@ -26,7 +26,7 @@ def run(
     memory: str | None = None,
     finetune: planning.Method | None = None,
     gpus: str | None = None,
-    seq_length: int = 2048,
+    seq_length: int | None = None,
     rank: int = 16,
     json: Annotated[bool, Parameter(show_default=False)] = False,
 ) -> None:
@@ -49,7 +49,7 @@ def run(
         memory: Such as 24GB; that of this machine if not given.
         finetune: Plan a step of `starcoder finetune --method` so, and how it fits.
         gpus: With --finetune: how many of which memory, such as 6x15GB; this machine's CPU if not given.
-        seq_length: With --finetune: tokens in a row.
+        seq_length: With --finetune: tokens in a row; 2048, or all that the model has, if not given.
         rank: With --finetune: of the adapter.
         json: Print one JSON document instead of text.
     """

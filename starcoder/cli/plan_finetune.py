@@ -12,6 +12,7 @@ from starcoder.train.memory import FinetunePlan, Method, Precision, Setup, fitti
 from starcoder.train.memory import longest_seq_length as longest
 from starcoder.train.memory import plan_finetune as plan
 
+_USUAL_LENGTH = 2048  # of `starcoder finetune`
 _GPUS = re.compile(r"(?:(\d+)\s*x\s*)?(.+)", re.IGNORECASE)
 
 
@@ -23,7 +24,7 @@ class FinetuneQuestion:
     method: Method
     gpus: str | None  # such as 6x15GB; None: a CPU
     memory: str | None  # of that
-    seq_length: int
+    seq_length: int | None  # as `starcoder finetune` chooses
     rank: int
     precision: Precision | None
 
@@ -34,18 +35,19 @@ def plan_finetune(config: ModelConfig, asked: FinetuneQuestion, *, as_json: bool
     Raises:
         ConfigError: sizes or lengths that cannot be.
     """
-    for name, value in (("seq-length", asked.seq_length), ("rank", asked.rank)):
+    seq_length = min(_USUAL_LENGTH, config.max_positions) if asked.seq_length is None else asked.seq_length
+    for name, value in (("seq-length", seq_length), ("rank", asked.rank)):
         if value < 1:
             raise ConfigError(f"--{name} is {value}; expected at least 1")
-    if asked.seq_length > config.max_positions:
+    if seq_length > config.max_positions:
         raise ConfigError(
-            f"--seq-length is {asked.seq_length}, the model has {config.max_positions} positions",
+            f"--seq-length is {seq_length}, the model has {config.max_positions} positions",
             f"--seq-length {config.max_positions}",
         )
     devices, memory_bytes = _devices(asked)
     setup = Setup(
         method=asked.method,
-        seq_length=asked.seq_length,
+        seq_length=seq_length,
         precision=asked.precision or ("bfloat16" if asked.gpus else "float32"),
         devices=devices,
         rank=asked.rank,
@@ -63,7 +65,7 @@ def plan_finetune(config: ModelConfig, asked: FinetuneQuestion, *, as_json: bool
             "fits": found is not None,
             "plan": asdict(shown) | {"total_bytes": shown.total_bytes},
             "longest_seq_length": longest_rows,
-            "flags": _flags(shown),
+            "command": _command(asked.model, shown),
             "methods_that_fit": sorted(others),
         }
         return json.dumps(document)
@@ -96,11 +98,13 @@ def _other_methods(config: ModelConfig, setup: Setup, memory_bytes: int) -> dict
     return {method: one for method, one in found.items() if one is not None}
 
 
-def _flags(one: FinetunePlan) -> str:
-    """What to give `starcoder finetune` for this plan."""
+def _command(model: str | None, one: FinetunePlan) -> str:
+    """How this plan is run; what is learnt and where it goes is the user's to say."""
     setup = one.setup
     launcher = f"torchrun --nproc_per_node {setup.devices} -m " if setup.devices > 1 else ""
-    words = [f"{launcher}starcoder finetune --method {setup.method} --precision {setup.precision}"]
+    words = [f"{launcher}starcoder finetune"] + ([f"--model {model}"] if model else [])
+    words.append(f"--data DATA --output RUN --method {setup.method} --precision {setup.precision}")
+    words += [f"--rank {setup.rank}"] if setup.method != "full" else []
     words.append(f"--seq-length {setup.seq_length} --batch-size {setup.micro_batch}")
     words += [f"--sharding {setup.sharding}"] if setup.devices > 1 else []
     words += ["--checkpoint-activations"] if setup.recomputes else []
@@ -121,25 +125,30 @@ def _text(
         ("optimizer", one.optimizer_bytes),
         ("gradients", one.gradient_bytes),
         ("gathered", one.gathered_bytes),
+        ("16-bit copies", one.cast_bytes),
         ("activations", one.activation_bytes),
-        ("heap", one.heap_bytes),
-        ("head", one.head_bytes),
+        ("scratch", one.scratch_bytes),
         ("runtime", one.runtime_bytes),
         ("total", one.total_bytes),
     ]
     name, where = asked.model or "the bundled model", asked.gpus or f"{memory_bytes / 1e9:.1f} GB (CPU)"
-    each = " on each device" if one.setup.devices > 1 else ""
+    setup, each = one.setup, " on each device" if one.setup.devices > 1 else ""
+    how = f"{setup.method} in {setup.precision}"
+    how += ", in shares" if setup.sharding == "full" else ""
+    how += ", activations computed again" if setup.recomputes else ""
     if one.fits(memory_bytes):
         host = f", with {megabytes(one.host_bytes)} of the CPU's memory" if one.host_bytes else ""
-        verdict = f"fits in {where}{host}; rows of up to {longest_rows} tokens do\n{_flags(one)}"
+        verdict = (
+            f"fits in {where}{host}; rows of up to {longest_rows} tokens fit\n{_command(asked.model, one)}"
+        )
     else:
-        hint = f"rows of up to {longest_rows} tokens do" if longest_rows else "no length of rows does"
-        hint += f"; --finetune {next(iter(others))} does" if others else ""
+        hint = f"rows of up to {longest_rows} tokens fit" if longest_rows else "no length of rows fits"
+        hint += f"; --finetune {next(iter(others))} fits" if others else ""
         verdict = f"does not fit in {where}, the least it takes is above; {hint}"
     return "\n".join(
         [
-            f"{name}: {config.num_parameters / 1e9:.3g}B parameters, {asked.method} in "
-            f"{one.setup.precision}, {one.setup.micro_batch} x {one.setup.seq_length} tokens at a time{each}",
+            f"{name}: {config.num_parameters / 1e9:.3g}B parameters, {how}, "
+            f"{setup.micro_batch} x {setup.seq_length} tokens at a time{each}",
             aligned([(part, megabytes(size)) for part, size in parts if size]),
             verdict,
         ]

@@ -22,6 +22,7 @@ from starcoder.errors import CapacityError, StarcoderError
 from starcoder.model import Transformer
 from starcoder.train import optimizer as optim
 from starcoder.train.checkpoints import Checkpoints, trainable
+from starcoder.train.heap import trimming
 from starcoder.train.keeping import keeping
 from starcoder.train.losses import sum_loss
 from starcoder.train.packing import Batch
@@ -127,7 +128,7 @@ def train(
     model.train()
     progress.start(step, settings.max_steps, settings.batch_size * data.seq_length)
     is_stopped = False
-    with keeping(model):
+    with keeping(model), trimming(model):
         while step < settings.max_steps and not is_stopped:
             started = time.perf_counter()
             row, batch = run.step(step)
@@ -268,7 +269,8 @@ def evaluate(
 def _autocast(device: torch.device, precision: Precision) -> AbstractContextManager[None]:
     if precision == "float32":
         return nullcontext()
-    return torch.autocast(device.type, getattr(torch, precision))
+    # A pass uses each weight once: a cache would only keep 16-bit copies of all of them to its end.
+    return torch.autocast(device.type, getattr(torch, precision), cache_enabled=False)
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

@@ -48,13 +48,17 @@ def head_loss(head: nn.Module, hidden: Tensor, labels: Tensor) -> Tensor:
     return torch.stack(losses).sum()
 
 
-def _to_gradient(logits: Tensor, at: Tensor) -> Tensor:
-    """Turn `logits` (n, V) into the gradient of their summed cross-entropy against `at` (n, 1); that sum."""
-    logprobs = F.log_softmax(logits, dim=-1)
-    loss = -logprobs.gather(1, at).sum()
-    torch.exp(logprobs, out=logits)
-    logits.scatter_add_(1, at, torch.full_like(at, -1, dtype=logits.dtype))
-    return loss
+def _to_gradient(logits: Tensor, labels: Tensor) -> Tensor:
+    """Turn `logits` (n, V) into the gradient of their summed cross-entropy with `labels` (n,); that sum."""
+    total = torch.zeros((), device=logits.device)
+    parts = (torch.split(x, _SOFTMAX_ROWS) for x in (logits, labels))
+    for part, chosen in zip(*parts, strict=True):
+        logprobs, at = F.log_softmax(part, dim=-1), chosen[:, None]
+        total -= logprobs.gather(1, at).sum()
+        torch.exp(logprobs, out=part)
+        part.scatter_add_(1, at, torch.full_like(at, -1, dtype=part.dtype))
+        del logprobs  # before the next ones are made
+    return total
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
@@ -78,15 +82,13 @@ class _HeadLoss(torch.autograd.Function):
         for start in range(0, hidden.size(0), _ROWS):
             part = slice(start, start + _ROWS)
             grad = (hidden[part] @ weight.T).float()
-            pieces = (torch.split(x, _SOFTMAX_ROWS) for x in (grad, labels[part]))
-            for logits, at in zip(*pieces, strict=True):
-                total += _to_gradient(logits, at[:, None])
+            total += _to_gradient(grad, labels[part])
             grad = grad.to(hidden.dtype)
             if hidden_grad is not None:
                 torch.mm(grad, weight, out=hidden_grad[part])
             if weight_grad is not None:
                 _add_product(weight_grad, grad.T, hidden[part])
-            del grad  # before the next logits are made
+            del grad  # no name may hold it: the next logits are made where it lay
         ctx.save_for_backward(hidden_grad, weight_grad)
         return total
 

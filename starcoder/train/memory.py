@@ -1,7 +1,8 @@
 """What a step of fine-tuning needs in memory, from the numbers of config.json alone, and how it fits.
 
 Bytes are those of one device at the worst moment of a step. `benchmarks/finetune_memory.py` compares them
-with measured steps on a CPU in float32; for GPUs and other precisions the same sums, unmeasured. No torch.
+with measured steps on a CPU in float32; what autocast adds on a GPU is summed from what it casts, unmeasured.
+No torch.
 """
 
 from collections.abc import Iterator
@@ -19,9 +20,8 @@ Sharding = Literal["none", "full"]
 CPU_RUNTIME_BYTES = 420_000_000
 GPU_RUNTIME_BYTES = 900_000_000
 _HEAD_ROWS, _SOFTMAX_ROWS = 512, 64  # positions whose logits exist at once, once and twice; `train.losses`
-_UNROUNDED_BYTES = (
-    13  # of a rounded weight while its matrix is made floats again: integer, scale, both, product
-)
+# Of a rounded weight while its matrix is made floats again: integer, its float, scale, product.
+_UNROUNDED_BYTES = 13
 _LARGEST_MICRO_BATCH = 16
 _SEQ_STEP = 128  # in which the longest rows are looked for
 
@@ -51,16 +51,17 @@ class FinetunePlan:
     optimizer_bytes: int
     gradient_bytes: int
     gathered_bytes: int  # whole blocks of a sharded model
-    activation_bytes: int
-    heap_bytes: int  # holes in a CPU's heap that nothing fits
-    head_bytes: int  # logits, and the head's own gradient where it learns, or its floats where it is rounded
+    cast_bytes: int  # 16-bit copies of weights that learn in 32
+    activation_bytes: int  # what the backward pass needs of a forward pass
+    scratch_bytes: int  # beside that at the worst moment: logits, or what one block's gradients take
     runtime_bytes: int
     host_bytes: int  # of the CPU's memory, for all devices, where shares wait there
 
     @property
     def total_bytes(self) -> int:
-        parts = (self.weight_bytes, self.optimizer_bytes, self.gradient_bytes, self.gathered_bytes)
-        return sum(parts) + self.activation_bytes + self.heap_bytes + self.head_bytes + self.runtime_bytes
+        learning = self.weight_bytes + self.optimizer_bytes + self.gradient_bytes
+        passing = self.cast_bytes + self.activation_bytes + self.scratch_bytes
+        return learning + self.gathered_bytes + passing + self.runtime_bytes
 
     def fits(self, memory_bytes: int) -> bool:
         """Whether it runs on a device of that much memory, of which the system keeps a little."""
@@ -82,9 +83,9 @@ def plan_finetune(config: ModelConfig, setup: Setup) -> FinetunePlan:
         optimizer_bytes=is_here * 8 * learning // share,
         gradient_bytes=is_here * 4 * learning // share,
         gathered_bytes=_gathered_bytes(config, setup) if gathered else 0,
+        cast_bytes=_cast_bytes(config, setup),
         activation_bytes=_activation_bytes(config, setup),
-        heap_bytes=0 if setup.on_gpu else _heap_bytes(config, setup, 12 * learning),
-        head_bytes=_head_bytes(config, setup),
+        scratch_bytes=max(_block_scratch(config, setup), _head_scratch(config, setup)),
         runtime_bytes=GPU_RUNTIME_BYTES if setup.on_gpu else CPU_RUNTIME_BYTES,
         host_bytes=weights + 12 * learning if setup.offloads else 0,
     )
@@ -124,40 +125,91 @@ def adapter_parameters(config: ModelConfig, rank: int) -> int:
 
 
 def _activation_bytes(config: ModelConfig, setup: Setup) -> int:
-    """Of what the backward pass needs of a forward pass, and of what one block holds beside that."""
-    D, F = config.hidden_size, config.intermediate_size
-    size = 4 if setup.precision == "float32" else 2
+    """Of what the backward pass needs of a forward pass: of every block, or its input alone."""
     tokens = setup.micro_batch * setup.seq_length
-    block = _kept_values(config, setup)
-    outside = 4 * D  # embedded, last norm's input, what goes to the head, and its gradient
-    scratch = 3 * F + 4 * D  # one block's widest values with their gradients, and the residual stream's
     if setup.recomputes:
-        return size * tokens * (config.num_layers * D + block + outside + scratch)
-    return size * tokens * (config.num_layers * block + outside + scratch)
+        # A base in 16 bits passes 16 bits on; weights that learn are in 32.
+        size = 4 if setup.method == "full" or setup.precision == "float32" else 2
+        return tokens * config.num_layers * size * config.hidden_size
+    return tokens * config.num_layers * _kept_bytes(config, setup)
 
 
-def _heap_bytes(config: ModelConfig, setup: Setup, learning_bytes: int) -> int:
-    """Of what each block frees between what is kept; gradients and optimizer state go into a part of it.
-
-    glibc's aligned allocations do not fit the holes that their like leave. The share was measured.
-    """
-    values = 2 * config.intermediate_size + config.hidden_size
-    size = 4 if setup.precision == "float32" else 2
-    holes = size * setup.micro_batch * setup.seq_length * config.num_layers * values
-    return max(0, holes - learning_bytes)
-
-
-def _kept_values(config: ModelConfig, setup: Setup) -> int:
-    """Values of one token that one block keeps for its gradients; `train.keeping` in float32."""
+def _kept_bytes(config: ModelConfig, setup: Setup) -> int:
+    """Of one token, what one block keeps for its gradients."""
     D, F = config.hidden_size, config.intermediate_size
     N, K, H = config.num_heads, config.num_kv_heads, config.head_size
-    # Both norms' inputs, queries (rotated or not), keys and values, attended twice, inner.
-    values = 2 * D + (N + 2 * K) * H + 2 * D + F + N + 4
-    if setup.precision != "float32" or setup.recomputes:
-        values += 2 * D + F  # what comes out of norms and GELU is kept as well
+    # Queries, keys and values, attended in documents and together, before GELU, softmax's sums.
+    values = (N + 2 * K) * H + 2 * D + F + N
+    if config.family == "starcoder2":
+        values += (N + K) * H  # rotated; what they were is in one tensor with the values
     if setup.method != "full":
         values += setup.rank * len(_linears(config))
-    return values
+    residual = 2 * D + 4  # both norms' inputs, in 32 bits, means and deviations
+    if not _makes_again(setup):
+        values += 2 * D + F  # what comes out of norms and GELU is kept as well
+    if setup.precision == "float32":
+        return 4 * (residual + values)
+    if config.family == "starcoder2" and setup.method != "full":
+        values += 2 * D  # each of three adapters casts its own input
+    return 4 * residual + 2 * values
+
+
+def _makes_again(setup: Setup) -> bool:
+    """Whether outputs of norms and GELU are made again from their inputs; `train.keeping`."""
+    return setup.precision == "float32" and not setup.recomputes
+
+
+def _block_scratch(config: ModelConfig, setup: Setup) -> int:
+    """While the last block's gradients are made, beside what blocks keep."""
+    D, F = config.hidden_size, config.intermediate_size
+    tokens = setup.micro_batch * setup.seq_length
+    # Counted in live tensors, as `tests/train/test_memory.py` does: gradients before and after GELU, of an
+    # adapter beside those of the layer below it, and some of the residual stream.
+    is_full, again = setup.method == "full", F if _makes_again(setup) else 0
+    values = 2 * F + 3 * D + again if is_full else 3 * F + D + again
+    block = 0
+    if setup.recomputes:
+        values = F + 2 * D if is_full else 2 * F
+        block = tokens * _kept_bytes(config, setup)
+    size = 4 if setup.precision == "float32" else 2
+    widest = size * tokens * (F + again) + F * D * _matrix_bytes(setup)
+    return block + max(size * tokens * values, widest) + _head_gradient(config, setup)
+
+
+def _matrix_bytes(setup: Setup) -> int:
+    """Of one weight of the matrix whose gradients are made: its own gradient, or what unrounding takes."""
+    if setup.method == "full":
+        return 4 if setup.precision == "float32" else 6
+    return _UNROUNDED_BYTES if setup.method == "qlora" else 0
+
+
+def _head_scratch(config: ModelConfig, setup: Setup) -> int:
+    """While logits are there: these, a part of their log-probabilities, and the hidden states about them."""
+    tokens = setup.micro_batch * setup.seq_length
+    rows, head = min(tokens, _HEAD_ROWS), config.vocab_size * config.hidden_size
+    is_float32 = setup.precision == "float32"
+    outside = (4 if is_float32 else 2) * tokens * 4 * config.hidden_size
+    logits = 4 * rows * config.vocab_size
+    # Made again for the gradient: logits, their log-probabilities and gradient; or the head's floats.
+    if setup.method == "qlora":
+        return outside + max(3 * logits, logits + _UNROUNDED_BYTES * head)
+    logits += 4 * min(rows, _SOFTMAX_ROWS) * config.vocab_size
+    logits += 0 if is_float32 else 2 * rows * config.vocab_size
+    return outside + logits + _head_gradient(config, setup)
+
+
+def _head_gradient(config: ModelConfig, setup: Setup) -> int:
+    """Of the head's own gradient, which is there before it is added to the others."""
+    return 4 * config.vocab_size * config.hidden_size if setup.method == "full" else 0
+
+
+def _cast_bytes(config: ModelConfig, setup: Setup) -> int:
+    """Of the 16-bit copies that autocast makes of learning matrices: of all, or of a block computed again."""
+    if setup.precision == "float32" or setup.method != "full":
+        return 0
+    num_blocks = 1 if setup.recomputes else config.num_layers
+    blocks = num_blocks * sum(columns * inputs for columns, inputs in _linears(config))
+    return 2 * (blocks + config.vocab_size * config.hidden_size)
 
 
 def _linears(config: ModelConfig) -> list[tuple[int, int]]:
@@ -180,16 +232,6 @@ def _gathered_bytes(config: ModelConfig, setup: Setup) -> int:
     block = sum(columns * inputs for columns, inputs in _linears(config))
     outside = config.num_parameters - config.num_layers * block
     return size * (2 * block + outside)
-
-
-def _head_bytes(config: ModelConfig, setup: Setup) -> int:
-    """Logits, a part of their log-probabilities, and what the head's gradients take."""
-    rows = min(setup.micro_batch * setup.seq_length, _HEAD_ROWS)
-    logits = 4 * (rows + min(rows, _SOFTMAX_ROWS)) * config.vocab_size
-    head = config.vocab_size * config.hidden_size
-    if setup.method == "full":
-        return logits + 4 * head
-    return logits + (_UNROUNDED_BYTES * head if setup.method == "qlora" else 0)
 
 
 def ways(setup: Setup) -> Iterator[Setup]:
