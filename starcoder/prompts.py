@@ -7,6 +7,7 @@ issues and notebooks are not built here yet; a raw prompt with sentinels goes th
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -149,6 +150,15 @@ class Prompt:
     end_ids: frozenset[int]
     newline: Literal["\n", "\r\n"] = "\n"  # line end of the user's file; the prompt and the model only use \n
     dropped: Dropped = Dropped()
+
+
+def without_training_marks(template: str) -> str:
+    """A chat template without Hugging Face's `generation` blocks, which mark what is learnt in training.
+
+    A block that is always there stands for each, so that the white space around it stays what it was.
+    """
+    opened = re.sub(r"\{%(-?)\s*generation\s*(-?)%\}", r"{%\1 if true \2%}", template)
+    return re.sub(r"\{%(-?)\s*endgeneration\s*(-?)%\}", r"{%\1 endif \2%}", opened)
 
 
 def split_marker(text: str) -> tuple[str, str | None]:

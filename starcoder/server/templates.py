@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from starcoder.errors import ConfigError
+from starcoder.prompts import without_training_marks
 from starcoder.server.exchange import Refusal
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ class ChatFormat:
         environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
         environment.filters["tojson"] = lambda value: json.dumps(value, ensure_ascii=False)
         try:
-            template = environment.from_string(source)
+            template = environment.from_string(without_training_marks(source))
         except TemplateError as error:
             raise ConfigError(f"the chat template is not valid: {error}", "choose another one") from None
         end = tokenizer.token_text(tokenizer.sentinels.eos)

@@ -13,6 +13,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from starcoder.errors import ConfigError
+from starcoder.prompts import without_training_marks
 from starcoder.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -54,10 +55,8 @@ class ChatTemplate:
         environment.globals["raise_exception"] = refuse
         environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
         environment.filters["tojson"] = lambda value: json.dumps(value, ensure_ascii=False)
-        # Hugging Face's mark around an assistant's words; ours need none.
-        plain = re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", source)
         try:
-            return cls(source, environment.from_string(plain))
+            return cls(source, environment.from_string(without_training_marks(source)))
         except TemplateError as error:
             raise ConfigError(f"the chat template is not valid: {error}", "choose another one") from None
 

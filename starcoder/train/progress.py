@@ -4,6 +4,7 @@ import json
 import logging
 import time
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -23,7 +24,7 @@ from starcoder.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
-_SMOOTHING = 0.98
+_SMOOTHING = 0.9
 
 
 Service = Literal["wandb", "tensorboard", "trackio"]
@@ -57,7 +58,7 @@ class Progress:
         self.peak_tokens_per_s, self.trackers = peak_tokens_per_s, trackers
         self._bar: Bar | None = None
         self._task: TaskID | None = None
-        self._smooth, self._held_out, self._last_line_s = 0.0, "", 0.0
+        self._smooth, self._num_seen, self._held_out, self._last_line_s = 0.0, 0, "", 0.0
 
     def start(self, first: int, last: int, tokens_per_step: int) -> None:
         """Begin at step `first` of `last`; metrics of steps after `first`, from a killed run, are dropped."""
@@ -87,7 +88,9 @@ class Progress:
             tracker.log(step, row)
         with self.path.open("a") as file:
             file.write(json.dumps({k: round(v, 6) for k, v in row.items()}) + "\n")
-        weight = _SMOOTHING if self._smooth else 0.0
+        # A plain mean at first: the first steps' losses, the highest, would else be shown for long.
+        weight = min(_SMOOTHING, self._num_seen / (self._num_seen + 1))
+        self._num_seen += 1
         self._smooth = weight * self._smooth + (1 - weight) * row["loss"]
         if "held_out_loss" in row:
             self._held_out = f"  held-out {row['held_out_loss']:.3f}"
@@ -99,7 +102,9 @@ class Progress:
             self._last_line_s = time.perf_counter()
             per_step_s = (time.perf_counter() - self._started_s) / (step - self.first)
             left_min = (self.last - step) * per_step_s / 60
-            self.console.print(f"step {step}/{self.last}  {line}  {left_min:.0f} min left", highlight=False)
+            self.console.print(
+                f"step {step}/{self.last}  {line}  {left_min:.0f} min left", highlight=False, soft_wrap=True
+            )
 
     def finish(self) -> None:
         """Close the bar and, where matplotlib is installed, draw `loss.png` beside the metrics."""
@@ -123,20 +128,19 @@ class Silent(Progress):
     def finish(self) -> None: ...
 
 
+def require(service: Service) -> None:
+    """Raises: ConfigError: the service's package is not installed."""
+    if find_spec(service) is None:
+        raise ConfigError(f"--report-to {service} needs {service}", f"pip install {service}")
+
+
 def connect(service: Service, output: Path, settings: Mapping[str, object]) -> Tracker:
-    """A tracker for this run, named after its folder.
+    """A tracker for this run, named after its folder; callers `require` it before."""
+    if service == "tensorboard":
+        from torch.utils.tensorboard import SummaryWriter
 
-    Raises:
-        ConfigError: the service's package is not installed.
-    """
-    try:
-        if service == "tensorboard":
-            from torch.utils.tensorboard import SummaryWriter
-
-            return _TensorBoard(SummaryWriter(str(output / "tensorboard")))
-        module: Any = __import__(service)
-    except ImportError:
-        raise ConfigError(f"--report-to {service} needs {service}", f"pip install {service}") from None
+        return _TensorBoard(SummaryWriter(str(output / "tensorboard")))
+    module: Any = __import__(service)
     module.init(project="starcoder", name=output.name, config=dict(settings))
     return _Module(module)
 
@@ -186,12 +190,15 @@ def plot_loss(metrics: Path, picture: Path) -> None:
 
     rows = read_metrics(metrics)
     figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
-    tokens = [row["tokens"] / 1e6 for row in rows]
-    axes.plot(tokens, [row["loss"] for row in rows], lw=0.5, alpha=0.5, label="train")
-    held = [(row["tokens"] / 1e6, row["held_out_loss"]) for row in rows if "held_out_loss" in row]
+    most = max((row["tokens"] for row in rows), default=0)
+    size, unit = (1e6, "million tokens") if most > 1e6 else (1e3, "thousand tokens")
+    tokens = [row["tokens"] / size for row in rows]
+    width, alpha = (0.5, 0.5) if len(rows) > 300 else (1.0, 1.0)
+    axes.plot(tokens, [row["loss"] for row in rows], lw=width, alpha=alpha, label="train")
+    held = [(row["tokens"] / size, row["held_out_loss"]) for row in rows if "held_out_loss" in row]
     if held:
         axes.plot(*zip(*held, strict=True), marker=".", label="held out")
-    axes.set(xlabel="million tokens", ylabel="loss, nats per token")
+    axes.set(xlabel=unit, ylabel="loss, nats per token")
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(picture, dpi=120)

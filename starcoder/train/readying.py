@@ -89,10 +89,11 @@ def prepare(recipe: Recipe, console: Console, group: "Processes | None" = None) 
         loss = sum_loss
     max_steps = recipe.max_steps or _steps(recipe, sources, found)
     learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    row = "pairs" if recipe.method == "dpo" else f"x {recipe.seq_length} tokens"
     console.print(
         f"{recipe.method}: {learning / 1e6:,.2f} M of {model.config.num_parameters / 1e6:,.1f} M parameters "
         f"learn, in {precision} on {device}; {max_steps} steps of "
-        f"{recipe.batch_size * recipe.accumulation} x {recipe.seq_length} tokens",
+        f"{recipe.batch_size * recipe.accumulation} {row}",
         highlight=False,
         soft_wrap=True,
     )

@@ -22,7 +22,14 @@ Row = Mapping[str, object]
 _SUFFIXES = {".jsonl", ".json", ".parquet", ".csv", ".txt"}
 _TRAIN = re.compile(r"train([-_.].*)?")
 _VALIDATION = re.compile(r"(valid(ation)?|val|dev|held_out|eval)([-_.].*)?")
-_PROSE = {".md", ".rst", ".toml", ".yaml", ".yml"}  # may stand beside a data set as well as beside code
+_PROSE = {
+    ".md",
+    ".rst",
+    ".txt",
+    ".toml",
+    ".yaml",
+    ".yml",
+}  # may stand beside a data set as well as beside code
 _SKIPPED_FOLDERS = {"node_modules", "__pycache__", "venv", "site-packages", "build", "dist", "target"}
 # Suffixes of source files in a folder that is no data set; prose is code's neighbour, so Markdown is in.
 _SOURCE = re.compile(
@@ -224,7 +231,8 @@ def _streamed(settings: SourceSettings, seed: int) -> Sources:
 
 def _recognised(rows: Sequence[Row], settings: SourceSettings, where: str) -> tuple[Shape, tuple[str, ...]]:
     if not len(rows):
-        raise ConfigError(f"{where!r} holds no documents", "name files with at least one row, or sources")
+        hint = f"give sources, or files with at least one row, which end in {', '.join(sorted(_SUFFIXES))}"
+        raise ConfigError(f"{where!r} holds no documents", hint)
     columns = tuple(dict.fromkeys(name for n in range(min(50, len(rows))) for name in rows[n]))
     return recognise(columns, settings, where), columns
 
@@ -273,8 +281,8 @@ def _open(data: str, settings: SourceSettings) -> tuple[Sequence[Row], Sequence[
 
 
 def _data_files(folder: Path) -> list[Path]:
-    """Files of a data set: JSONL or Parquet, or files named after a split; none in a tree of sources."""
-    if any(path.suffix not in _PROSE for path in _source_paths(folder)):
+    """Files of a data set: JSONL or Parquet, files named after a split, else CSV; none in a tree of code."""
+    if _has_code(folder):
         return []
     files = sorted(f for pattern in ("*", "*/*") for f in folder.glob(pattern) if f.suffix in _SUFFIXES)
     found = [f for f in files if f.suffix in (".jsonl", ".parquet")]
@@ -283,7 +291,11 @@ def _data_files(folder: Path) -> list[Path]:
         for f in files
         if f.suffix in (".csv", ".json") and (_TRAIN.fullmatch(f.name) or _is_validation(Path(f.name)))
     ]
-    return [*found, *named]
+    return [*found, *named] or [f for f in files if f.suffix == ".csv"]
+
+
+def _has_code(folder: Path) -> bool:
+    return any(path.suffix not in _PROSE for path in _source_paths(folder))
 
 
 def _is_validation(path: Path) -> bool:
@@ -355,18 +367,25 @@ def _read_parquet(path: Path) -> list[Row]:
 
 
 def _source_paths(folder: Path) -> Iterator[Path]:
-    """The source files of a tree; hidden, installed and built ones are left out."""
+    """The source files of a tree, and its texts; hidden, installed and built ones are left out."""
     for path in sorted(folder.rglob("*")):
         parts = path.relative_to(folder).parts
         if any(p.startswith(".") or p in _SKIPPED_FOLDERS for p in parts) or not path.is_file():
             continue
-        if _SOURCE.fullmatch(path.suffix) and path.stat().st_size <= _MAX_SOURCE_BYTES:
+        is_source = _SOURCE.fullmatch(path.suffix) and path.stat().st_size <= _MAX_SOURCE_BYTES
+        if is_source or path.suffix == ".txt":
             yield path
 
 
 def _source_files(folder: Path) -> Iterator[Row]:
-    """A tree's sources with their paths in it; what is empty or no UTF-8 is left out."""
+    """A tree's sources with their paths in it; what is empty or no UTF-8 is left out.
+
+    Beside code a text is more often a list of requirements than a document: those are left out too.
+    """
+    has_code = _has_code(folder)
     for path in _source_paths(folder):
+        if has_code and path.suffix == ".txt":
+            continue
         try:
             content = path.read_text(encoding="utf-8")
         except UnicodeDecodeError:

@@ -36,14 +36,22 @@ def test_the_checkpoints_own_template_is_found(tmp_path, tokenizer):
     assert "<u>" in found.stop and "<|end|>" in found.stop  # no tokens of this vocabulary
 
 
-def test_a_jinja_file_equals_transformers(tmp_path, tokenizer):
+MARKED = (
+    "{% for message in messages %}<|{{ message.role }}|>\n{%- if message.role == 'user' %}\n"
+    "{{ message.content }}\n{% else %}\n{% generation %}\n{{ message.content }}\n{%- endgeneration -%}\n!"
+    "{% endif %}\n{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+@pytest.mark.parametrize("template", [CHATML, MARKED], ids=["plain", "marked for training"])
+def test_a_jinja_file_equals_transformers(tmp_path, tokenizer, template):
     from transformers import PreTrainedTokenizerFast
 
     path = tmp_path / "chat.jinja"
-    path.write_text(CHATML)
+    path.write_text(template)
     ours = ChatFormat.find(str(path), tmp_path, tokenizer).render(TURNS)
     oracle = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer._backend, eos_token="<|endoftext|>", chat_template=CHATML
+        tokenizer_object=tokenizer._backend, eos_token="<|endoftext|>", chat_template=template
     )
     assert ours == oracle.apply_chat_template(TURNS, tokenize=False, add_generation_prompt=True)
 

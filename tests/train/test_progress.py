@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from starcoder.errors import ConfigError
-from starcoder.train.progress import Progress, connect, read_metrics
+from starcoder.train.progress import Progress, connect, read_metrics, require
 
 
 class Told:
@@ -39,7 +39,7 @@ def test_every_step_is_told_with_its_share_of_the_peak(tmp_path: Path) -> None:
 def test_a_service_that_is_not_installed_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "trackio", None)
     with pytest.raises(ConfigError, match="needs trackio"):
-        connect("trackio", tmp_path, {})
+        require("trackio")
 
 
 def test_services_are_told_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -115,6 +115,26 @@ def test_a_text_file_is_one_document(tmp_path: Path) -> None:
     assert found.train.read(0, 0, 2)[0][1]["content"] == "whole\nfile\n"
 
 
+def test_a_folder_of_texts_is_documents_and_one_beside_code_is_not(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    for name in ("a.txt", "sub/b.txt", "c.md"):
+        (tmp_path / name).write_text(f"{name}\n")
+
+    def paths() -> list[str]:
+        found = read(SourceSettings(data=str(tmp_path)))
+        return sorted(str(row["path"]) for _, row in found.train.read(0, 0, 9))
+
+    assert paths() == ["a.txt", "c.md", "sub/b.txt"]
+    (tmp_path / "code.py").write_text("x = 1\n")
+    assert paths() == ["c.md", "code.py"]
+
+
+def test_a_folder_with_a_table_and_what_tells_of_it_is_the_table(tmp_path: Path) -> None:
+    (tmp_path / "qa.csv").write_text("question,answer\n" + "".join(f"{n},{n}\n" for n in range(20)))
+    (tmp_path / "README.md").write_text("Questions.\n")
+    assert read(SourceSettings(data=str(tmp_path))).shape.kind == "pair"
+
+
 def test_columns_of_any_name_can_be_chosen(tmp_path: Path) -> None:
     data = str(write(tmp_path / "d.jsonl", [{"in": "1", "out": "2", "text": "3", "talk": []}] * 12))
     pair = read(SourceSettings(data=data, prompt_column="in", completion_column="out"))
