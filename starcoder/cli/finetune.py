@@ -1,6 +1,7 @@
 """`starcoder finetune`: train a model further on your own code, questions or dialogues."""
 
 import json as json_format
+import os
 import signal
 import sys
 from dataclasses import asdict, dataclass
@@ -260,7 +261,8 @@ def run(config: Path | None = None, *, options: FinetuneOptions = FinetuneOption
     if not result.outcome.is_complete:
         console.print(f"stopped at step {result.outcome.step}; the same command goes on", highlight=False)
         raise SystemExit(_STOPPED)
-    print(json_format.dumps(_document(result)) if options.run.json else result.folder)
+    if os.environ.get("RANK", "0") == "0":  # of several processes one tells
+        print(json_format.dumps(_document(result)) if options.run.json else result.folder)
 
 
 def _terminated() -> "_Flag":

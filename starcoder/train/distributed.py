@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from starcoder import checkpoint
@@ -138,6 +138,15 @@ def _shard(
         fully_shard(module, mesh=mesh, offload_policy=policy)
 
 
+def settle(model: nn.Module) -> None:
+    """Take back to shares what a pass without gradients left whole.
+
+    Until then `parameters` gives whole copies, which an optimizer would hold and never change.
+    """
+    if isinstance(model, FSDPModule):
+        model.reshard()
+
+
 def gathered(model: nn.Module, names: Sequence[str] | None = None) -> Iterator[tuple[str, Tensor]]:
     """Whole parameters by name, one at a time, on the CPU; every process has to go through all of them."""
     for name, parameter in model.named_parameters():
@@ -198,6 +207,7 @@ class ShardedCheckpoints(Checkpoints):
 
 def _shares(model: nn.Module, optimizers: Optimizers) -> dict[str, Any]:
     """This process's shares of both, by the names of parameters: these do not depend on how many share."""
+    settle(model)
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     return {f"model.{name}": x for name, x in trainable(model).items()} | {
         f"optimizer{number}.{name}.{key}": value

@@ -17,7 +17,7 @@ from starcoder.train import loop, samples
 from starcoder.train.checkpoints import Checkpoints
 from starcoder.train.device import choose_device, peak_flops
 from starcoder.train.growing import flops_per_token
-from starcoder.train.progress import Progress, Silent, connect
+from starcoder.train.progress import Progress, Silent, connect, require
 from starcoder.train.readying import Prepared, build, prepare
 from starcoder.train.recipe import Method, Recipe, claim
 from starcoder.train.verify import PackingReport, verify_packing
@@ -46,6 +46,8 @@ def run(recipe: Recipe, console: Console, *, should_stop: Callable[[], bool] = l
         ConfigError: settings, data and model do not fit one another.
         CheckpointError: the output folder is of another recipe.
     """
+    for service in recipe.report_to:
+        require(service)
     if not torch.distributed.is_torchelastic_launched():
         return _run(recipe, console, should_stop, None)
     from starcoder.train import distributed  # only several processes pay for its imports
@@ -77,6 +79,8 @@ def _run(
         store = distributed.ShardedCheckpoints(store.folder, group, keep=store.keep)
     _show_samples(ready, output, "before", console, writes=is_first)
     before = _evaluate(ready)
+    if group is not None:
+        distributed.settle(ready.model)
     outcome = loop.train(
         ready.model,
         ready.stream,

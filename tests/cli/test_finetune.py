@@ -202,7 +202,8 @@ def test_a_chat_run_that_stopped_goes_on_bit_for_bit(folder: Path, tmp_path: Pat
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_two_processes_add_tokens_as_one_does(folder: Path, tmp_path: Path, method: str) -> None:
     flags = ["--max-steps", 3, "--seq-length", 64, "--batch-size", 1, "--gradient-accumulation-steps", 4]
-    flags += ["--threads", 1, "--device", "cpu", "--learning-rate", "1e-3", "--method", method]
+    flags += ["--threads", 1, "--device", "cpu", "--learning-rate", "1e-3", "--dropout", 0]
+    flags += ["--method", method]
     data, losses = chat_data(tmp_path), []
     for number, launcher in ((1, []), (2, ["-m", "torch.distributed.run", "--nproc_per_node", "2"])):
         run = tmp_path / f"run{number}"
