@@ -205,7 +205,7 @@ class _Run:
             for o in self.optimizers:
                 self.scaler.step(o)
             self.scaler.update()
-        row = {"loss": loss, "learning_rate": share, "gradient_norm": norm}
+        row = {"loss": loss, "learning_rate": share * chosen.learning_rate, "gradient_norm": norm}
         if self.scaler.is_enabled():
             row["loss_scale"] = self.scaler.get_scale()
         return row, batch
