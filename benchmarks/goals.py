@@ -29,8 +29,7 @@ def decode(report: dict[str, Any]) -> Iterator[Goal]:
         of = f"{row['shape'].upper()} {row['scheme']}"
         for kind, asked in row["goals"].items():
             yield Goal(f"{kind} of {of} beside llama.cpp", row["medians"][f"{kind}_ratio"], asked)
-        if row["shape"] == "1b":
-            yield Goal(f"share of bandwidth of {of}", row["medians"]["share"], 0.85)
+        yield Goal(f"share of bandwidth of {of}", row["medians"]["share"], 0.85)
 
 
 def full_size(report: dict[str, Any]) -> Iterator[Goal]:

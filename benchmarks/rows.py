@@ -20,7 +20,9 @@ def decode(report: dict[str, Any]) -> Sequence[Row]:
         what = (
             f"decoding one stream; a prompt of 512 tokens, {row['shape'].upper()} parameters, {row['scheme']}"
         )
-        share = f"{medians['share']:.0%} of memory bandwidth"
+        share = (
+            f"{medians['share']:.0%} of memory bandwidth ({medians['large_page_share']:.0%} in large pages)"
+        )
         here = f"{medians['decode']:.0f} tokens/s, {share}; {medians['prefill']:.0f} tokens/s"
         peers = {"their": f"llama.cpp {row['peer']}", "ctranslate2": "CTranslate2 int8"}
         peers |= {"transformers": "transformers, dynamic int8"}
