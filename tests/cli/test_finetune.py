@@ -199,7 +199,7 @@ def test_a_chat_run_that_stopped_goes_on_bit_for_bit(folder: Path, tmp_path: Pat
     assert (runs[0] / name).read_bytes() == (runs[1] / name).read_bytes()
 
 
-@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("method", [pytest.param("lora", marks=pytest.mark.slow), "full"])
 def test_two_processes_add_tokens_as_one_does(folder: Path, tmp_path: Path, method: str) -> None:
     flags = ["--max-steps", 3, "--seq-length", 64, "--batch-size", 1, "--gradient-accumulation-steps", 4]
     flags += ["--threads", 1, "--device", "cpu", "--learning-rate", "1e-3", "--dropout", 0]

@@ -92,6 +92,7 @@ def test_native_rounding_is_that_of_torch(scheme, factors):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # torch's own compiler still uses it
 def test_compiled_networks_call_the_operator():
     linear, x = layer(), torch.randn(4, 70, generator=torch.Generator().manual_seed(4))
     compiled = torch.compile(lambda x: torch.relu(linear(x)), fullgraph=True)

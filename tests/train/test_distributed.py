@@ -76,7 +76,7 @@ def assert_close(found: dict, expected: dict) -> None:
     ("variant", "method", "sharding", "offload"),
     [
         ("bigcode", "full", "full", False),
-        ("starcoder2", "lora", "full", False),
+        pytest.param("starcoder2", "lora", "full", False, marks=pytest.mark.slow),
         ("starcoder2-untied", "full", "none", False),
         ("bigcode-multi-head", "lora", "full", True),
     ],
