@@ -390,10 +390,10 @@ class Engine:
         if not self._to_prepare or self._live:
             return
         plan = self._sessions.upcoming(self._to_prepare)
-        self._to_prepare = ""
         if plan is not None:
             with suppress(RequestError, CapacityError):  # such as a context that is full: then not
                 self._preparing = self._begin(plan.request, plan)
+        self._to_prepare = ""  # last: meanwhile other threads may ask whether the engine is idle
 
     def _end_preparing(self) -> None:
         """Give way to what is really asked."""

@@ -56,13 +56,13 @@ class Running:
         return [line[len(prefix) :] for line in lines if line]
 
     def wait_until_idle(self, timeout_s: float = 10.0) -> None:
-        """Blocks, jobs and sequences are all gone."""
+        """Blocks, jobs and sequences are all gone, and nothing is left to begin."""
         end = time.monotonic() + timeout_s
         worker = self.server.worker
         while True:
             stats = worker.engine.stats()
             held = (worker.num_jobs, stats.num_running, stats.num_waiting, stats.num_held_blocks)
-            if held == (0, 0, 0, 0):
+            if held == (0, 0, 0, 0) and worker.engine.is_idle:
                 return
             assert time.monotonic() < end, f"jobs, running, waiting, blocks: {held}"
             time.sleep(0.005)
