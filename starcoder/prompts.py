@@ -7,16 +7,20 @@ issues and notebooks are not built here yet; a raw prompt with sentinels goes th
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cache
 from itertools import pairwise
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, NoReturn, Protocol
 
-from starcoder.errors import CheckpointError, RequestError
+from starcoder.errors import CheckpointError, ConfigError, RequestError
 
 if TYPE_CHECKING:
+    from jinja2 import Template
+
     from starcoder.request import CompletionRequest
 
 Style = Literal["santacoder", "starcoder", "starcoder2"]
@@ -152,7 +156,32 @@ class Prompt:
     dropped: Dropped = Dropped()
 
 
-def without_training_marks(template: str) -> str:
+def compile_chat_template(source: str, refuse: Callable[[str], NoReturn], *, extra: str) -> Template:
+    """A jinja chat template, sandboxed, with what Hugging Face's templates expect to find.
+
+    `refuse` is called by a template that does not take the messages. `extra` installs jinja2.
+
+    Raises:
+        ConfigError: the template is not valid, or jinja2 is not installed.
+    """
+    try:
+        from jinja2 import TemplateError
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+    except ImportError:
+        raise ConfigError(
+            "chat templates need jinja2, which is not installed", f"pip install 'starcoder[{extra}]'"
+        ) from None
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    environment.globals["raise_exception"] = refuse
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    environment.filters["tojson"] = lambda value: json.dumps(value, ensure_ascii=False)
+    try:
+        return environment.from_string(_without_training_marks(source))
+    except TemplateError as error:
+        raise ConfigError(f"the chat template is not valid: {error}", "choose another one") from None
+
+
+def _without_training_marks(template: str) -> str:
     """A chat template without Hugging Face's `generation` blocks, which mark what is learnt in training.
 
     A block that is always there stands for each, so that the white space around it stays what it was.

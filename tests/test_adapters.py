@@ -12,7 +12,7 @@ from starcoder.adapters import Adapter, AdapterSettings
 from starcoder.errors import CheckpointError, ConfigError
 from starcoder.model import Transformer, causal
 from starcoder.quantize import QuantizedLinear, quantize
-from tests.tiny import load_oracle, make_checkpoint
+from tests.tiny import by_peft, load_oracle, make_checkpoint
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of torch functions that libraries of PEFT still call
@@ -35,12 +35,6 @@ def shake(parameters) -> None:
         parameter.data.add_(0.1 * torch.randn(parameter.shape, generator=generator))
 
 
-def on_oracle(base: Path, folder: Path):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return peft.PeftModel.from_pretrained(load_oracle(base), str(folder)).eval()
-
-
 @pytest.fixture(params=FAMILIES)
 def base(request, tmp_path) -> Path:
     return make_checkpoint(request.param, tmp_path / "base")
@@ -53,7 +47,7 @@ def test_peft_loads_what_was_trained_here_to_the_same_logits(base, tmp_path, kin
     shake(adapter.parameters())
     adapter.save(tmp_path / "adapter", base=str(base))
 
-    theirs = on_oracle(base, tmp_path / "adapter")
+    theirs = by_peft(load_oracle(base), tmp_path / "adapter")
 
     with torch.no_grad():
         expected = theirs(TOKENS).logits
@@ -115,7 +109,7 @@ def test_other_kinds_are_the_same_in_peft_and_off_and_merged(tmp_path, variant, 
 
     with torch.no_grad():
         trained = logits(model)
-        theirs = on_oracle(base, tmp_path / "adapter")(TOKENS).logits
+        theirs = by_peft(load_oracle(base), tmp_path / "adapter")(TOKENS).logits
         torch.testing.assert_close(trained, theirs, rtol=1e-4, atol=1e-4)
         with adapter.disabled():
             torch.testing.assert_close(logits(model), before, rtol=1e-4, atol=1e-4)

@@ -1,6 +1,7 @@
 """Tiny random checkpoints and tokenizers that tests share: every variant of both families, seeded."""
 
 import json
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -147,3 +148,12 @@ def make_tokenizer(style: TokenizerStyle, folder: Path, *, vocab_size: int = 320
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
     return Tokenizer.load(folder)
+
+
+def by_peft(oracle: Any, folder: Path) -> Any:
+    """`oracle` with the adapter in `folder` as PEFT loads it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch functions that libraries of PEFT still call
+        import peft
+
+        return peft.PeftModel.from_pretrained(oracle, str(folder)).eval()

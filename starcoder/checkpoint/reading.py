@@ -183,7 +183,6 @@ def _quantize(
     weights = _Weights(folder, network.config, list(shapes))
     expect(network, scheme)
     state: dict[str, Tensor] = {}
-    room = Room()
     for name, shape in shapes.items():
         module_name, _, kind = name.rpartition(".")
         module = network.get_submodule(module_name)
@@ -191,7 +190,7 @@ def _quantize(
             state[name] = weights.take(name, shape, device, dtype)
             continue
         weight, wanted = weights.once(name, shape).to(device), module.packed
-        matrix, error = quantize_with_error(weight, wanted.scheme, wanted.group_size, method, room)
+        matrix, error = quantize_with_error(weight, wanted.scheme, wanted.group_size, method, weights.room)
         state |= {f"{module_name}.data": matrix.data, f"{module_name}.scales": matrix.scales}
         if note is not None:
             note(module_name, matrix, error)
@@ -255,7 +254,7 @@ class _Weights:
             self._drop_head()
         self._check_names(folder, our_names)
         self._own_dtype = self._tensors[their_names(config, EMBEDDING)[0]].dtype
-        self._room = Room()
+        self.room = Room()  # for what does not stay mapped
         self._waiting: dict[str, Tensor] = {}
         self._waiting_file, self._waiting_bytes = folder, 0
 
@@ -304,7 +303,7 @@ class _Weights:
         if not is_converted and tensor.is_contiguous():
             read_in_large_pages([tensor])
             return tensor
-        out = self._room.empty(shape, dtype, device)
+        out = self.room.empty(shape, dtype, device)
         if is_interleaved_qkv:
             N, H = self._config.num_heads, self._config.head_size
             source = self._read(theirs[0]).view(N, 3, H, *shape[1:])

@@ -295,8 +295,9 @@ def _document(result: "Result") -> dict[str, object]:
 
 def _usual_length(model: str | None) -> int:
     from starcoder import checkpoint
+    from starcoder.train.memory import usual_length
 
-    return min(2048, checkpoint.read_config(checkpoint.resolve_config(model)).max_positions)
+    return usual_length(checkpoint.read_config(checkpoint.resolve_config(model)))
 
 
 def _recipe(options: FinetuneOptions) -> "Recipe":

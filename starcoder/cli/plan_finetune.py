@@ -8,11 +8,10 @@ from starcoder import plan as planner
 from starcoder.cli.table import aligned, megabytes, parse_size
 from starcoder.config import ModelConfig
 from starcoder.errors import ConfigError
-from starcoder.train.memory import FinetunePlan, Method, Precision, Setup, fitting, ways
+from starcoder.train.memory import FinetunePlan, Method, Precision, Setup, fitting, usual_length, ways
 from starcoder.train.memory import longest_seq_length as longest
 from starcoder.train.memory import plan_finetune as plan
 
-_USUAL_LENGTH = 2048  # of `starcoder finetune`
 _GPUS = re.compile(r"(?:(\d+)\s*x\s*)?(.+)", re.IGNORECASE)
 
 
@@ -35,7 +34,7 @@ def plan_finetune(config: ModelConfig, asked: FinetuneQuestion, *, as_json: bool
     Raises:
         ConfigError: sizes or lengths that cannot be.
     """
-    seq_length = min(_USUAL_LENGTH, config.max_positions) if asked.seq_length is None else asked.seq_length
+    seq_length = usual_length(config) if asked.seq_length is None else asked.seq_length
     for name, value in (("seq-length", seq_length), ("rank", asked.rank)):
         if value < 1:
             raise ConfigError(f"--{name} is {value}; expected at least 1")

@@ -49,8 +49,8 @@ def _new_piece(size_bytes: int) -> mmap.mmap:
 
 def read_in_large_pages(tensors: Iterable[Tensor]) -> None:
     """Ask for large pages where `tensors` over a map of a file are read; most file systems have none."""
-    advise = None if _LARGE_PAGES is None else _madvise()
-    if advise is None:
+    advise = libc_function("madvise", ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    if advise is None or _LARGE_PAGES is None:
         return
     for tensor in tensors:
         start = tensor.data_ptr() // mmap.PAGESIZE * mmap.PAGESIZE
@@ -58,10 +58,11 @@ def read_in_large_pages(tensors: Iterable[Tensor]) -> None:
 
 
 @cache
-def _madvise() -> "ctypes._NamedFuncPointer | None":
+def libc_function(name: str, *argument_types: type) -> "ctypes._NamedFuncPointer | None":
+    """A function of the C library that returns an int; None where there is no such."""
     try:
-        function = ctypes.CDLL(None).madvise
-    except (OSError, AttributeError):
+        function: ctypes._NamedFuncPointer = getattr(ctypes.CDLL(None), name)
+    except (OSError, AttributeError, TypeError):  # another C library, or none by that name
         return None
-    function.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    function.argtypes, function.restype = argument_types, ctypes.c_int
     return function

@@ -8,12 +8,11 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from starcoder.errors import ConfigError
-from starcoder.prompts import without_training_marks
+from starcoder.prompts import compile_chat_template
 from starcoder.server.exchange import Refusal
 
 if TYPE_CHECKING:
@@ -99,26 +98,14 @@ class ChatFormat:
 
     @classmethod
     def of_jinja(cls, source: str, tokenizer: "Tokenizer") -> "ChatFormat":
-        """Raises: ConfigError: the template is not valid."""
-        try:
-            from jinja2 import TemplateError
-            from jinja2.sandbox import ImmutableSandboxedEnvironment
-        except ImportError:
-            raise ConfigError(
-                "chat templates need jinja2, which is not installed", "pip install 'starcoder[serve]'"
-            ) from None
+        """Raises: ConfigError: the template is not valid, or jinja2 is not installed."""
 
-        def refuse(message: str) -> None:
+        def refuse(message: str) -> NoReturn:
             raise Refusal(f"the chat template refuses: {message}")
 
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-        environment.globals["raise_exception"] = refuse
-        environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-        environment.filters["tojson"] = lambda value: json.dumps(value, ensure_ascii=False)
-        try:
-            template = environment.from_string(without_training_marks(source))
-        except TemplateError as error:
-            raise ConfigError(f"the chat template is not valid: {error}", "choose another one") from None
+        template = compile_chat_template(source, refuse, extra="serve")
+        from jinja2 import TemplateError
+
         end = tokenizer.token_text(tokenizer.sentinels.eos)
 
         def render(turns: Turns) -> str:

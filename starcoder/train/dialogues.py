@@ -5,15 +5,13 @@ are; a turn ends with the special token that follows, and that is learnt too. Wh
 a message stays plain text.
 """
 
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from starcoder.errors import ConfigError
-from starcoder.prompts import without_training_marks
+from starcoder.prompts import compile_chat_template
 from starcoder.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -42,23 +40,11 @@ class ChatTemplate:
     @classmethod
     def of(cls, source: str) -> "ChatTemplate":
         """Raises: ConfigError: the template is not valid, or jinja is not installed."""
-        try:
-            from jinja2 import TemplateError
-            from jinja2.sandbox import ImmutableSandboxedEnvironment
-        except ImportError:
-            raise ConfigError("dialogues need jinja2", "pip install 'starcoder[train]'") from None
 
-        def refuse(message: str) -> None:
+        def refuse(message: str) -> NoReturn:
             raise ConfigError(f"the chat template refuses a dialogue: {message}")
 
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-        environment.globals["raise_exception"] = refuse
-        environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-        environment.filters["tojson"] = lambda value: json.dumps(value, ensure_ascii=False)
-        try:
-            return cls(source, environment.from_string(without_training_marks(source)))
-        except TemplateError as error:
-            raise ConfigError(f"the chat template is not valid: {error}", "choose another one") from None
+        return cls(source, compile_chat_template(source, refuse, extra="train"))
 
     def encode(self, messages: object, tokenizer: Tokenizer) -> tuple[list[int], list[bool]]:
         """Tokens of a whole dialogue, and which of them are learnt; end-of-text stands once at its end.

@@ -17,7 +17,7 @@ from starcoder.train import loop, samples
 from starcoder.train.checkpoints import Checkpoints
 from starcoder.train.device import choose_device, peak_flops
 from starcoder.train.growing import flops_per_token
-from starcoder.train.progress import Progress, Silent, connect, require
+from starcoder.train.progress import Progress, Silent, connect, require, tell
 from starcoder.train.readying import Prepared, build, prepare
 from starcoder.train.recipe import Method, Recipe, claim
 from starcoder.train.verify import PackingReport, verify_packing
@@ -98,11 +98,7 @@ def _run(
         return Result(output, outcome, before, None)
     if outcome.best is not None and outcome.best[0] < outcome.step:
         store.load_best(ready.model)
-        console.print(
-            f"the best weights are those of step {outcome.best[0]}; they are kept",
-            highlight=False,
-            soft_wrap=True,
-        )
+        tell(console, f"the best weights are those of step {outcome.best[0]}; they are kept")
     after = _evaluate(ready)
     _export(recipe, ready, output, group)
     _show_samples(ready, output, "after", console, writes=is_first)
@@ -152,7 +148,7 @@ def _show_samples(ready: Prepared, output: Path, when: str, console: Console, *,
             made = samples.sample(ready.model, ready.tokenizer, example)
             rows.append({"when": when} | asdict(made))
             line = f"--- {when}: ...{made.prompt[-80:]!r} -> {made.completion!r}"
-            console.print(line, highlight=False, soft_wrap=True, markup=False)
+            tell(console, line)
     if writes:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")

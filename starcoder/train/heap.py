@@ -6,12 +6,13 @@ but on a CPU with glibc.
 """
 
 import ctypes
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import nn
 
+from starcoder.kernels.memory import libc_function
 from starcoder.model import Transformer
 
 _LEAST_WIDTH = 512  # narrow blocks compute too little to pay for it: 1 to 14 % at 192, nothing at 768
@@ -20,7 +21,7 @@ _LEAST_WIDTH = 512  # narrow blocks compute too little to pay for it: 1 to 14 % 
 @contextmanager
 def trimming(model: Transformer) -> Iterator[None]:
     """Inside, forward passes of `model` that keep for gradients leave no holes in the heap."""
-    trim, is_wide = _malloc_trim(), model.config.hidden_size >= _LEAST_WIDTH
+    trim, is_wide = libc_function("malloc_trim", ctypes.c_size_t), model.config.hidden_size >= _LEAST_WIDTH
     if trim is None or not is_wide or model.norm.weight.device.type != "cpu":
         yield
         return
@@ -35,13 +36,3 @@ def trimming(model: Transformer) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _malloc_trim() -> Callable[[int], int] | None:
-    try:
-        trim = ctypes.CDLL(None).malloc_trim
-    except (OSError, AttributeError, TypeError):  # another C library, or none by that name
-        return None
-    trim.argtypes, trim.restype = [ctypes.c_size_t], ctypes.c_int
-    found: Callable[[int], int] = trim
-    return found

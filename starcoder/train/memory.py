@@ -26,6 +26,11 @@ _LARGEST_MICRO_BATCH = 16
 _SEQ_STEP = 128  # in which the longest rows are looked for
 
 
+def usual_length(config: ModelConfig) -> int:
+    """Tokens of a row where nobody says how many."""
+    return min(2048, config.max_positions)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setup:
     """One way to train. `seq_length` rows, of which `micro_batch` are computed at a time on each device."""

@@ -19,6 +19,7 @@ from rich.progress import (
 from rich.progress import (
     Progress as Bar,
 )
+from rich.text import Text
 
 from starcoder.errors import ConfigError
 
@@ -36,6 +37,11 @@ class Tracker(Protocol):
     def log(self, step: int, row: Mapping[str, float]) -> None: ...
 
     def finish(self) -> None: ...
+
+
+def tell(console: Console, message: str | Text) -> None:
+    """Print a message as it is: numbers not coloured, brackets no markup, lines not wrapped."""
+    console.print(message, highlight=False, markup=False, soft_wrap=True)
 
 
 class Progress:
@@ -102,9 +108,7 @@ class Progress:
             self._last_line_s = time.perf_counter()
             per_step_s = (time.perf_counter() - self._started_s) / (step - self.first)
             left_min = (self.last - step) * per_step_s / 60
-            self.console.print(
-                f"step {step}/{self.last}  {line}  {left_min:.0f} min left", highlight=False, soft_wrap=True
-            )
+            tell(self.console, f"step {step}/{self.last}  {line}  {left_min:.0f} min left")
 
     def finish(self) -> None:
         """Close the bar and, where matplotlib is installed, draw `loss.png` beside the metrics."""

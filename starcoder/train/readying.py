@@ -25,6 +25,7 @@ from starcoder.train.growing import add_noise, grow
 from starcoder.train.losses import sum_loss
 from starcoder.train.nf4 import round_to_nf4
 from starcoder.train.packing import Batch
+from starcoder.train.progress import tell
 from starcoder.train.recipe import Recipe
 from starcoder.train.sources import Row, Sources, Table, read
 from starcoder.train.vocabulary import add_tokens
@@ -90,12 +91,11 @@ def prepare(recipe: Recipe, console: Console, group: "Processes | None" = None) 
     max_steps = recipe.max_steps or _steps(recipe, sources, found)
     learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
     row = "pairs" if recipe.method == "dpo" else f"x {recipe.seq_length} tokens"
-    console.print(
+    tell(
+        console,
         f"{recipe.method}: {learning / 1e6:,.2f} M of {model.config.num_parameters / 1e6:,.1f} M parameters "
         f"learn, in {precision} on {device}; {max_steps} steps of "
         f"{recipe.batch_size * recipe.accumulation} {row}",
-        highlight=False,
-        soft_wrap=True,
     )
     return Prepared(
         model, adapter, tokenizer, tokenizer_folder, stream, held_out, loss, found, max_steps, precision
@@ -255,21 +255,9 @@ def _steps(recipe: Recipe, sources: Sources, found: survey.Survey) -> int:
 def _show_survey(found: survey.Survey, sources: Sources, tokenizer: Tokenizer, console: Console) -> None:
     documents = "streamed" if sources.num_documents is None else f"{sources.num_documents:,}"
     held = len(sources.validation)
-    console.print(
-        f"{documents} documents to train on, {held:,} to validate on: {found.summary}",
-        highlight=False,
-        soft_wrap=True,
-    )
+    tell(console, f"{documents} documents to train on, {held:,} to validate on: {found.summary}")
     if sources.num_documents is not None and sources.num_documents < 10:
-        console.print(
-            "warning: so few documents are soon learnt by heart; watch the samples",
-            highlight=False,
-            soft_wrap=True,
-        )
+        tell(console, "warning: so few documents are soon learnt by heart; watch the samples")
     for number, example in enumerate(found.samples, 1):
-        console.print(
-            f"--- sample {number}: learnt parts stand in ⟦⟧, green on a terminal",
-            highlight=False,
-            soft_wrap=True,
-        )
-        console.print(survey.colored(example, tokenizer), highlight=False, soft_wrap=True)
+        tell(console, f"--- sample {number}: learnt parts stand in ⟦⟧, green on a terminal")
+        tell(console, survey.colored(example, tokenizer))

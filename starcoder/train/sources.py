@@ -22,14 +22,8 @@ Row = Mapping[str, object]
 _SUFFIXES = {".jsonl", ".json", ".parquet", ".csv", ".txt"}
 _TRAIN = re.compile(r"train([-_.].*)?")
 _VALIDATION = re.compile(r"(valid(ation)?|val|dev|held_out|eval)([-_.].*)?")
-_PROSE = {
-    ".md",
-    ".rst",
-    ".txt",
-    ".toml",
-    ".yaml",
-    ".yml",
-}  # may stand beside a data set as well as beside code
+# May stand beside a data set as well as beside code.
+_PROSE = {".md", ".rst", ".txt", ".toml", ".yaml", ".yml"}
 _SKIPPED_FOLDERS = {"node_modules", "__pycache__", "venv", "site-packages", "build", "dist", "target"}
 # Suffixes of source files in a folder that is no data set; prose is code's neighbour, so Markdown is in.
 _SOURCE = re.compile(
@@ -269,9 +263,12 @@ def _open(data: str, settings: SourceSettings) -> tuple[Sequence[Row], Sequence[
     if path.is_file():
         return _read_file(path), None
     if path.is_dir():
-        files = _data_files(path)
+        sources = list(_source_paths(path))
+        has_code = any(source.suffix not in _PROSE for source in sources)
+        files = [] if has_code else _data_files(path)
         if not files:
-            return list(_source_files(path)), None
+            # Beside code a text is more often a list of requirements than a document.
+            return list(_read_sources(path, [s for s in sources if s.suffix != ".txt" or not has_code])), None
         held = [file for file in files if _is_validation(file.relative_to(path))]
         train = [file for file in files if file not in held]
         return _read_files(train), _read_files(held) if held else None
@@ -281,9 +278,7 @@ def _open(data: str, settings: SourceSettings) -> tuple[Sequence[Row], Sequence[
 
 
 def _data_files(folder: Path) -> list[Path]:
-    """Files of a data set: JSONL or Parquet, files named after a split, else CSV; none in a tree of code."""
-    if _has_code(folder):
-        return []
+    """Files of a data set: JSONL or Parquet, files named after a split, else CSV."""
     files = sorted(f for pattern in ("*", "*/*") for f in folder.glob(pattern) if f.suffix in _SUFFIXES)
     found = [f for f in files if f.suffix in (".jsonl", ".parquet")]
     named = [
@@ -292,10 +287,6 @@ def _data_files(folder: Path) -> list[Path]:
         if f.suffix in (".csv", ".json") and (_TRAIN.fullmatch(f.name) or _is_validation(Path(f.name)))
     ]
     return [*found, *named] or [f for f in files if f.suffix == ".csv"]
-
-
-def _has_code(folder: Path) -> bool:
-    return any(path.suffix not in _PROSE for path in _source_paths(folder))
 
 
 def _is_validation(path: Path) -> bool:
@@ -377,15 +368,9 @@ def _source_paths(folder: Path) -> Iterator[Path]:
             yield path
 
 
-def _source_files(folder: Path) -> Iterator[Row]:
-    """A tree's sources with their paths in it; what is empty or no UTF-8 is left out.
-
-    Beside code a text is more often a list of requirements than a document: those are left out too.
-    """
-    has_code = _has_code(folder)
-    for path in _source_paths(folder):
-        if has_code and path.suffix == ".txt":
-            continue
+def _read_sources(folder: Path, paths: Iterable[Path]) -> Iterator[Row]:
+    """Sources of a tree with their paths in it; what is empty or no UTF-8 is left out."""
+    for path in paths:
         try:
             content = path.read_text(encoding="utf-8")
         except UnicodeDecodeError:

@@ -14,7 +14,7 @@ from starcoder.errors import CheckpointError, ConfigError
 from starcoder.model import Transformer, causal
 from starcoder.quantize import QuantizedEmbedding, QuantizedLinear, quantize
 from tests.test_adapters import shake
-from tests.tiny import load_oracle, make_checkpoint
+from tests.tiny import by_peft, load_oracle, make_checkpoint
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of torch functions that libraries of PEFT still call
@@ -39,12 +39,6 @@ def resized(base: Path):
     return model
 
 
-def by_peft(base: Path, folder: Path):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return peft.PeftModel.from_pretrained(resized(base), str(folder)).eval()
-
-
 @pytest.fixture(params=VARIANTS)
 def base(request, tmp_path) -> Path:
     return make_checkpoint(request.param, tmp_path / "base")
@@ -61,9 +55,7 @@ def test_peft_loads_tokens_that_learnt_here_to_the_same_logits(base, tmp_path, k
     adapter = checkpoint.add_adapter(model, AdapterSettings(kind=kind, rank=4, tokens=tokens))
     shake(adapter.parameters())
     adapter.save(tmp_path / "adapter")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        theirs = by_peft(base, tmp_path / "adapter")
+    theirs = by_peft(resized(base), tmp_path / "adapter")
 
     seen = TOKENS.clamp(max=model.config.vocab_size - 1)
     with torch.no_grad():
@@ -223,7 +215,7 @@ def test_rounding_a_model_takes_the_new_tokens_along(tmp_path):
         assert torch.equal(logits(found), logits(expected))
     theirs = load_oracle(tmp_path / "merged")
     with torch.no_grad():
-        close(theirs(TOKENS).logits, by_peft(base, tmp_path / "adapter")(TOKENS).logits)
+        close(theirs(TOKENS).logits, by_peft(resized(base), tmp_path / "adapter")(TOKENS).logits)
 
 
 def test_what_cannot_be_is_refused_in_words(tmp_path):

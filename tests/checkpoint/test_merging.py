@@ -9,8 +9,8 @@ from starcoder import checkpoint, cli
 from starcoder.adapters import AdapterSettings
 from starcoder.engine import local
 from starcoder.errors import CheckpointError, ConfigError
-from tests.test_adapters import TOKENS, on_oracle, shake
-from tests.tiny import load_oracle, make_checkpoint, make_tokenizer
+from tests.test_adapters import TOKENS, shake
+from tests.tiny import by_peft, load_oracle, make_checkpoint, make_tokenizer
 
 
 def make_adapter(base, folder, *, seed=0, kind="lora", named=True):
@@ -39,7 +39,7 @@ def test_transformers_loads_what_is_merged_to_the_logits_of_peft(base, tmp_path,
     assert cli.main(["merge", str(adapter), "--output", str(tmp_path / "merged"), "--json"]) == 0
 
     with torch.no_grad():
-        expected = on_oracle(base, adapter)(TOKENS).logits
+        expected = by_peft(load_oracle(base), adapter)(TOKENS).logits
         found = load_oracle(tmp_path / "merged")(TOKENS).logits
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     report = json.loads(capsys.readouterr().out)

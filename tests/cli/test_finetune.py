@@ -199,24 +199,25 @@ def test_a_chat_run_that_stopped_goes_on_bit_for_bit(folder: Path, tmp_path: Pat
     assert (runs[0] / name).read_bytes() == (runs[1] / name).read_bytes()
 
 
+def losses_of(num_processes: int, folder: Path, data: Path, run: Path, *flags: object) -> list[float]:
+    """What a run over so many processes writes, each of one thread."""
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", num_processes] if num_processes > 1 else []
+    common = ["--seq-length", 64, "--batch-size", 1, "--gradient-accumulation-steps", 4, "--threads", 1]
+    common += ["--device", "cpu", "--learning-rate", "1e-3", "--dropout", 0]
+    command = [sys.executable, *launcher, "-m", "starcoder", "finetune", "--model", folder, "--data", data]
+    done = subprocess.run(
+        list(map(str, [*command, "-o", run, *common, *flags])), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return [row["loss"] for row in read_metrics(run / "metrics.jsonl")]
+
+
 @pytest.mark.parametrize("method", [pytest.param("lora", marks=pytest.mark.slow), "full"])
 def test_two_processes_add_tokens_as_one_does(folder: Path, tmp_path: Path, method: str) -> None:
-    flags = ["--max-steps", 3, "--seq-length", 64, "--batch-size", 1, "--gradient-accumulation-steps", 4]
-    flags += ["--threads", 1, "--device", "cpu", "--learning-rate", "1e-3", "--dropout", 0]
-    flags += ["--method", method]
-    data, losses = chat_data(tmp_path), []
-    for number, launcher in ((1, []), (2, ["-m", "torch.distributed.run", "--nproc_per_node", "2"])):
-        run = tmp_path / f"run{number}"
-        command = [sys.executable, *launcher, "-m", "starcoder", "finetune", "--model", folder]
-        done = subprocess.run(
-            list(map(str, [*command, "--data", data, "-o", run, *flags])),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
-        losses.append([row["loss"] for row in read_metrics(run / "metrics.jsonl")])
-    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    data, run = chat_data(tmp_path), tmp_path / "two"
+    one = losses_of(1, folder, data, tmp_path / "one", "--max-steps", 3, "--method", method)
+    two = losses_of(2, folder, data, run, "--max-steps", 3, "--method", method)
+    assert two == pytest.approx(one, rel=1e-4)
     made = checkpoint.load(folder, adapter=run) if method == "lora" else checkpoint.load(run)
     assert made.config.vocab_size == Tokenizer.load(run).vocab_size
 
@@ -254,22 +255,10 @@ def test_a_method_and_data_that_do_not_go_together_are_refused(
 
 def test_two_processes_train_as_one_does(folder: Path, pairs: Path, tmp_path: Path) -> None:
     """FSDP2 over gloo: the first loss is the same, the following ones up to the order of sums."""
-    flags = ["--max-steps", 4, "--seq-length", 64, "--batch-size", 1, "--gradient-accumulation-steps", 4]
-    flags += ["--threads", 1, "--device", "cpu", "--learning-rate", "1e-3", "--dropout", 0]
-    losses = []
-    for number, launcher in ((1, []), (2, ["-m", "torch.distributed.run", "--nproc_per_node", "2"])):
-        run = tmp_path / f"run{number}"
-        command = [sys.executable, *launcher, "-m", "starcoder", "finetune", "--model", folder]
-        done = subprocess.run(
-            list(map(str, [*command, "--data", pairs, "-o", run, *flags])),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
-        losses.append([row["loss"] for row in read_metrics(run / "metrics.jsonl")])
-        assert (run / "adapter_model.safetensors").is_file()
-    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    one = losses_of(1, folder, pairs, tmp_path / "one", "--max-steps", 4)
+    two = losses_of(2, folder, pairs, tmp_path / "two", "--max-steps", 4)
+    assert two == pytest.approx(one, rel=1e-4)
+    assert all((tmp_path / run / "adapter_model.safetensors").is_file() for run in ("one", "two"))
 
 
 def test_packing_is_verified_on_the_users_own_model_and_data(

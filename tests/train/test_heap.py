@@ -1,5 +1,6 @@
 """Trimming gives free memory back behind each block of a pass that keeps for gradients, and only there."""
 
+import ctypes
 import platform
 import re
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from starcoder.kernels.memory import libc_function
 from starcoder.model import causal
 from starcoder.train import heap
 from tests.tiny import VARIANTS, make_model
@@ -17,7 +19,7 @@ def test_it_trims_behind_each_block_where_gradients_are_wanted(
     variant: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[int] = []
-    monkeypatch.setattr(heap, "_malloc_trim", lambda: calls.append)
+    monkeypatch.setattr(heap, "libc_function", lambda name, *types: calls.append)
     monkeypatch.setattr(heap, "_LEAST_WIDTH", 1)
     model = make_model(variant)
     tokens, positions = torch.zeros(1, 4, dtype=torch.long), torch.arange(4)[None]
@@ -32,7 +34,7 @@ def test_it_trims_behind_each_block_where_gradients_are_wanted(
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="holes are glibc's")
 def test_memory_between_what_is_kept_goes_back_to_the_system() -> None:
-    trim = heap._malloc_trim()
+    trim = libc_function("malloc_trim", ctypes.c_size_t)
     assert trim is not None
     tensors = [torch.ones(16 << 10) for _ in range(1024)]  # of 64 KiB, which come from the heap
     del tensors[::2]

@@ -293,7 +293,7 @@ class StepRunner : Runner {
     });
     if (s_.logits && s_.num_rows)
       apply(m_.head, prepare(m_.head, hidden, s_.num_rows, nullptr, nullptr, 0),
-            {s_.logits, m_.head.columns, 0, false}, s_.best);
+            {s_.logits, m_.head.columns, 0, false}, s_.best != nullptr);
   }
 
   const ScModel &m_;

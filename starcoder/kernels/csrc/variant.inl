@@ -170,7 +170,7 @@ void direct(const ScLinear *w, const Activations *x, int32_t block, int32_t row,
     const int32_t *starts = x->starts + at / CHUNK;
     I d[R][NV] = {}, s[NV] = {};
     for (int32_t chunk = first; chunk < end; chunk++, a += CHUNK, starts++, data += step) {
-      for (int64_t at = 0; at < step; at += 64) __builtin_prefetch(data + AHEAD + at);
+      for (int64_t ahead = AHEAD; ahead < AHEAD + step; ahead += 64) __builtin_prefetch(data + ahead);
       M m[NV];
       scales.of_chunk(chunk, m);
       if (w->kind == SC_INT4) {
