@@ -109,14 +109,14 @@ def client_of(url: str) -> httpx.AsyncClient:
 async def complete(http: httpx.AsyncClient, path: str, body: dict[str, Any]) -> dict[str, float]:
     """One streamed completion: seconds in all and to the first event, tokens made and prefilled."""
     body = body | {"temperature": 0, "ignore_eos": True, "stream": True}
-    start, first, last = time.perf_counter(), 0.0, {}
+    start, first, events = time.perf_counter(), 0.0, bytearray()
     async with http.stream("POST", path, json=body) as reply:
         reply.raise_for_status()
-        async for line in reply.aiter_lines():
-            if line.startswith("data: "):
-                first = first or time.perf_counter() - start
-                last = json.loads(line[6:])
-    timings = last["timings"]
+        async for data in reply.aiter_raw():  # read in the end: the servers need the processor now
+            first = first or time.perf_counter() - start
+            events += data
+    last = [line for line in events.split(b"\n") if line.startswith(b"data: ")][-1]
+    timings = json.loads(last[6:])["timings"]
     if timings["predicted_n"] < body["n_predict"]:
         raise SystemExit(f"{path} made {timings['predicted_n']} of {body['n_predict']} tokens")
     return {

@@ -142,7 +142,8 @@ class Stream(Response):
         try:
             with _following(receive, self._job, self._worker):
                 start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
-                await asyncio.wait_for(send(start), self._write_s)
+                async with asyncio.timeout(self._write_s):
+                    await send(start)
                 await self._write_events(send)
         except TimeoutError:
             log.warning("a client read nothing for %.0f s; its request is ended", self._write_s)
@@ -163,4 +164,5 @@ class Stream(Response):
         if text or is_last:
             body = text.encode("utf-8", "replace")
             message = {"type": "http.response.body", "body": body, "more_body": not is_last}
-            await asyncio.wait_for(send(message), self._write_s)
+            async with asyncio.timeout(self._write_s):
+                await send(message)
