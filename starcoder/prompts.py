@@ -16,7 +16,7 @@ from functools import cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Literal, NoReturn, Protocol
 
-from starcoder.errors import CheckpointError, ConfigError, RequestError
+from starcoder.errors import CheckpointError, ConfigError, MissingExtraError, RequestError
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -168,9 +168,7 @@ def compile_chat_template(source: str, refuse: Callable[[str], NoReturn], *, ext
         from jinja2 import TemplateError
         from jinja2.sandbox import ImmutableSandboxedEnvironment
     except ImportError:
-        raise ConfigError(
-            "chat templates need jinja2, which is not installed", f"pip install 'starcoder[{extra}]'"
-        ) from None
+        raise MissingExtraError("chat templates need jinja2, which is not installed", extra) from None
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
     environment.globals["raise_exception"] = refuse
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)

@@ -19,9 +19,9 @@ import pytest
 
 from tests.prepare.repositories import git
 
-pytest.importorskip("pyarrow", reason="shards are Parquet; pip install 'starcoder[prepare]'")
-pytest.importorskip("peft", reason="adapters need peft; pip install 'starcoder[train]'")
-pytest.importorskip("fastapi", reason="the server needs fastapi; pip install 'starcoder[serve]'")
+pytest.importorskip("pyarrow", reason="shards are Parquet; pip install 'starcoder-kit[prepare]'")
+pytest.importorskip("peft", reason="adapters need peft; pip install 'starcoder-kit[train]'")
+pytest.importorskip("fastapi", reason="the server needs fastapi; pip install 'starcoder-kit[serve]'")
 httpx = pytest.importorskip("httpx", reason="the test asks with httpx")
 
 CODECS = Path(sysconfig.get_path("stdlib"), "encodings")

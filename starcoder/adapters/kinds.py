@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from starcoder.adapters.settings import AdapterSettings, Layout
-from starcoder.errors import ConfigError
+from starcoder.errors import ConfigError, MissingExtraError
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -63,4 +63,4 @@ def require_peft() -> None:
     try:
         import peft  # noqa: F401
     except ImportError:
-        raise ConfigError("adapters need PEFT", "pip install 'starcoder[train]'") from None
+        raise MissingExtraError("adapters need PEFT", "train") from None

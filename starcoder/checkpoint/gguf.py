@@ -19,7 +19,7 @@ from starcoder.checkpoint.hub import resolve
 from starcoder.checkpoint.packed import scheme_of
 from starcoder.checkpoint.reading import load
 from starcoder.config import ModelConfig
-from starcoder.errors import CheckpointError, ConfigError
+from starcoder.errors import CheckpointError, ConfigError, MissingExtraError
 from starcoder.model import Transformer
 from starcoder.tokenizer import Tokenizer
 
@@ -95,9 +95,7 @@ def _library() -> Any:
     try:
         import gguf
     except ImportError:
-        raise ConfigError(
-            "writing GGUF needs the package gguf, which is not installed", "pip install 'starcoder[gguf]'"
-        ) from None
+        raise MissingExtraError("writing GGUF needs gguf, which is not installed", "gguf") from None
     return gguf
 
 

@@ -22,7 +22,7 @@ def run(
 ) -> None:
     """Write weights and tokenizer of a checkpoint to one file that other programs run.
 
-    Needs the extra: pip install 'starcoder[gguf]'.
+    Needs the extra: pip install 'starcoder-kit[gguf]'.
 
     $ starcoder export ./my-model --format gguf --type q8_0 --output my-model.gguf
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from cyclopts import Group, Parameter
 
 from starcoder.cli.options import ModelOptions
-from starcoder.errors import ConfigError
+from starcoder.errors import MissingExtraError
 
 _FLAG = Parameter(show_default=False)
 
@@ -68,9 +68,7 @@ def run(*, options: ServeOptions = ServeOptions(), model: ModelOptions = ModelOp
         from starcoder.server import serving
         from starcoder.server.settings import ServerSettings, read_keys
     except ImportError as error:
-        raise ConfigError(
-            f"the server needs {error.name}, which is not installed", "pip install 'starcoder[serve]'"
-        ) from None
+        raise MissingExtraError(f"the server needs {error.name}, which is not installed", "serve") from None
     from starcoder import checkpoint
     from starcoder.engine.settings import EngineSettings
     from starcoder.prepare.attribution import Index

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from starcoder.errors import ConfigError, RequestError
+from starcoder.errors import MissingExtraError, RequestError
 from starcoder.request import Grammar
 
 if TYPE_CHECKING:
@@ -75,9 +75,8 @@ class Grammars:
         try:
             from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
         except ImportError:
-            raise ConfigError(
-                "structured output needs llguidance, which is not installed",
-                "pip install 'starcoder[structured]'",
+            raise MissingExtraError(
+                "structured output needs llguidance, which is not installed", "structured"
             ) from None
         if self._vocabulary is None:
             view = _View(self._tokenizer)

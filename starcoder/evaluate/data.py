@@ -14,7 +14,7 @@ from fnmatch import fnmatch
 from io import BytesIO
 from pathlib import Path
 
-from starcoder.errors import ConfigError
+from starcoder.errors import ConfigError, MissingExtraError
 from starcoder.evaluate.problems import Row
 
 _CACHE = ".cache/starcoder/evaluate"  # in the home folder
@@ -133,8 +133,5 @@ def _parquet(raw: bytes) -> tuple[Row, ...]:
     try:
         from pyarrow import parquet  # type: ignore[import-untyped]
     except ImportError:
-        raise ConfigError(
-            "this data set is a parquet file, which pyarrow reads",
-            'install it: pip install "starcoder[parquet]"',
-        ) from None
+        raise MissingExtraError("this data set is a Parquet file, which pyarrow reads", "parquet") from None
     return tuple(parquet.read_table(BytesIO(raw)).to_pylist())

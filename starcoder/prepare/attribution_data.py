@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from starcoder.errors import ConfigError
+from starcoder.errors import ConfigError, MissingExtraError
 from starcoder.prepare.attribution import Document
 from starcoder.prepare.licences import (
     MAX_LICENCE_BYTES,
@@ -66,8 +66,8 @@ def _parquet_rows(file: Path) -> "Iterator[Row]":
     try:
         parquet = importlib.import_module("pyarrow.parquet")
     except ImportError as error:
-        raise ConfigError(
-            f"Parquet files need {error.name}, which is not installed", "pip install 'starcoder[prepare]'"
+        raise MissingExtraError(
+            f"Parquet files need {error.name}, which is not installed", "prepare"
         ) from None
     with parquet.ParquetFile(file) as opened:
         columns = [name for name in opened.schema_arrow.names if name in _COLUMNS]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from starcoder.errors import ConfigError
+from starcoder.errors import MissingExtraError
 from starcoder.prepare.dedup import DedupSettings, Duplicates, Fingerprints, compare_all, fingerprint
 from starcoder.prepare.shingles import Signer
 from starcoder.prepare.taking import compared_texts, read_batch
@@ -52,9 +52,7 @@ def find_duplicates_of_batches(
     try:
         ray, data = importlib.import_module("ray"), importlib.import_module("ray.data")
     except ImportError:
-        raise ConfigError(
-            "finding duplicates on a cluster needs ray", "pip install 'starcoder[ray]'"
-        ) from None
+        raise MissingExtraError("finding duplicates on a cluster needs ray", "ray") from None
     is_ours = not ray.is_initialized()
     if is_ours:
         ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)

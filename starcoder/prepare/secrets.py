@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
-from starcoder.errors import ConfigError
+from starcoder.errors import ConfigError, MissingExtraError
 from starcoder.prepare.secret_assignments import find_assigned
 from starcoder.prepare.secret_personal import find_personal
 from starcoder.prepare.secret_rules import RULES, Finding
@@ -165,8 +165,8 @@ def _detectors() -> "tuple[_Detector, ...]":
     try:
         util = importlib.import_module("detect_secrets.core.plugins.util")
     except ImportError as error:
-        raise ConfigError(
-            f"detect-secrets needs {error.name}, which is not installed", "pip install 'starcoder[prepare]'"
+        raise MissingExtraError(
+            f"detect-secrets needs {error.name}, which is not installed", "prepare"
         ) from None
     classes = {one.__name__: one for one in util.get_mapping_from_secret_type_to_class().values()}
     return tuple(classes[name]() for name in _DETECTORS if name in classes)

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from starcoder.errors import ConfigError
+from starcoder.errors import MissingExtraError
 from starcoder.prepare.plan import Placed, Plan, Split
 from starcoder.prepare.settings import PrepareSettings
 from starcoder.prepare.taking import Row
@@ -186,5 +186,5 @@ def _pyarrow() -> tuple[Any, Any]:
         import pyarrow  # type: ignore[import-untyped]
         from pyarrow import parquet
     except ImportError:
-        raise ConfigError("Parquet needs pyarrow", "pip install 'starcoder[prepare]'") from None
+        raise MissingExtraError("Parquet needs pyarrow", "prepare") from None
     return pyarrow, parquet

@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from starcoder.errors import ConfigError
+from starcoder.errors import ConfigError, MissingExtraError
 
 Row = Mapping[str, object]
 
@@ -400,4 +400,4 @@ def _hub(name: str, settings: SourceSettings) -> Any:
 
 
 def _extra(what: str) -> ConfigError:
-    return ConfigError(what, "pip install 'starcoder[train]'")
+    return MissingExtraError(what, "train")

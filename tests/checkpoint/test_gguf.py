@@ -184,8 +184,8 @@ def test_without_the_extra_the_command_says_what_to_install(folder, tmp_path, mo
     assert main(["export", str(folder), "-o", str(tmp_path / "out.gguf")]) == 2
     error = capsys.readouterr().err
     assert error.splitlines() == [
-        "error: writing GGUF needs the package gguf, which is not installed",
-        "hint: pip install 'starcoder[gguf]'",
+        "error: writing GGUF needs gguf, which is not installed",
+        "hint: pip install 'starcoder-kit[gguf]'",
     ]
 
 

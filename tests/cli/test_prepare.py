@@ -6,7 +6,7 @@ import pytest
 
 from starcoder.cli import main
 
-pytest.importorskip("pyarrow", reason="shards are Parquet; pip install 'starcoder[prepare]'")
+pytest.importorskip("pyarrow", reason="shards are Parquet; pip install 'starcoder-kit[prepare]'")
 
 SOURCE = '''def area(width: int, height: int) -> int:
     """How large a rectangle is."""

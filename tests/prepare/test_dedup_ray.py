@@ -14,7 +14,7 @@ from starcoder.prepare.dedup_ray import find_duplicates_of_batches, find_duplica
 from starcoder.prepare.pipeline import prepare
 from starcoder.prepare.settings import PrepareSettings
 
-pytest.importorskip("pyarrow", reason="shards are Parquet; pip install 'starcoder[prepare]'")
+pytest.importorskip("pyarrow", reason="shards are Parquet; pip install 'starcoder-kit[prepare]'")
 
 
 @pytest.fixture
@@ -76,4 +76,4 @@ def test_without_ray_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigError) as caught:
         find_duplicates_of_batches([tmp_path])
-    assert "starcoder[ray]" in caught.value.hint
+    assert "starcoder-kit[ray]" in caught.value.hint

@@ -28,7 +28,7 @@ from tests.prepare.planting import plants
 from tests.prepare.repositories import git
 from tests.prepare.test_dedup import dropped_exactly, shingle_set, similar_pairs
 
-pytest.importorskip("pyarrow", reason="shards are Parquet; pip install 'starcoder[prepare]'")
+pytest.importorskip("pyarrow", reason="shards are Parquet; pip install 'starcoder-kit[prepare]'")
 
 FUNCTION = '''def {name}_{n}(first, second):
     """Combine {name} number {n} with care."""

@@ -143,5 +143,5 @@ def test_without_detect_secrets_the_extra_is_named(monkeypatch):
     secrets._detectors.cache_clear()
     with pytest.raises(ConfigError) as caught:
         mask("x = 1", SecretSettings(detect_secrets=True))
-    assert "starcoder[prepare]" in caught.value.hint
+    assert "starcoder-kit[prepare]" in caught.value.hint
     secrets._detectors.cache_clear()

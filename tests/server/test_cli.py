@@ -18,7 +18,7 @@ def test_a_missing_extra_says_what_to_install(monkeypatch, capsys):
     assert main(["serve"]) == 2
     error, hint = capsys.readouterr().err.splitlines()
     assert error == "error: the server needs uvicorn, which is not installed"
-    assert hint == "hint: pip install 'starcoder[serve]'"
+    assert hint == "hint: pip install 'starcoder-kit[serve]'"
 
 
 @pytest.mark.parametrize("editor", EDITORS)

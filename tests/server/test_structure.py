@@ -185,4 +185,4 @@ def test_without_the_extra_the_refusal_names_it(idle, monkeypatch):
     idle.server.worker.engine._grammars._compiled.clear()
     monkeypatch.setitem(sys.modules, "llguidance", None)
     reply = idle.post("/v1/completions", {"prompt": "x", "response_format": {"type": "json_object"}})
-    assert reply.status_code == 400 and "starcoder[structured]" in reply.text
+    assert reply.status_code == 400 and "starcoder-kit[structured]" in reply.text
