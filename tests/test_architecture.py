@@ -20,12 +20,12 @@ LAYERS = [
     {"engine", "train", "prepare", "evaluate", "lsp"},
     {"checkpoint"},
     {"model", "quantize", "adapters"},
-    {"kernels", "tokenizer", "plan"},
+    {"kernels", "tokenizer", "plan", "repos"},
     {"config", "request", "prompts"},
     {"errors"},
     {"__init__"},  # holds the version and looks the public names up by string, so it imports nothing
 ]
-LIGHT = ["errors", "config", "request", "prompts", "plan", "prepare", "lsp", "cli"]
+LIGHT = ["errors", "config", "request", "prompts", "plan", "repos", "prepare", "lsp", "cli"]
 HEAVY = {"torch", "transformers", "numpy", "tokenizers", "huggingface_hub", "safetensors"}
 
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if "bundled" not in path.parts)

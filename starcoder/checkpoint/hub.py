@@ -152,7 +152,7 @@ def _explained(hub_id: str) -> Iterator[None]:
         yield
     except errors.GatedRepoError:
         raise CheckpointError(
-            f"'{hub_id}' is gated: its licence has to be accepted on the hub",
+            f"'{hub_id}' is gated: its license has to be accepted on the hub",
             f"accept it at {page} and run `hf auth login`",
         ) from None
     except errors.RepositoryNotFoundError:
@@ -180,6 +180,6 @@ def _explained(hub_id: str) -> Iterator[None]:
 def _failed(hub_id: str, error: Exception) -> CheckpointError:
     return CheckpointError(
         f"the download of '{hub_id}' failed: {first_line(error)}",
-        "try again, it goes on where it stopped; if access is denied, accept the licence at "
+        "try again, it goes on where it stopped; if access is denied, accept the license at "
         f"https://huggingface.co/{hub_id} and run `hf auth login`",
     )

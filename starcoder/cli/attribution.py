@@ -61,7 +61,7 @@ def find(
     """Show which spans of a file stand verbatim in the index, and where.
 
     A line for each span: FILE:LINE:COLUMN, its characters, and the first places
-    that hold it with their licences.
+    that hold it with their licenses.
 
     $ starcoder attribution find src/app.py --index data/mine/attribution
     $ git diff --cached | starcoder attribution find - --index data/mine/attribution
@@ -101,7 +101,7 @@ def _told(name: str, content: str, span: "Span") -> str:
     line = content.count("\n", 0, span.start) + 1
     column = span.start - (content.rfind("\n", 0, span.start) + 1) + 1
     places = ", ".join(
-        f"{'/'.join(filter(None, (source.repository, source.path)))}:{source.line} ({source.licence})"
+        f"{'/'.join(filter(None, (source.repository, source.path)))}:{source.line} ({source.license})"
         for source in span.sources
     )
     others = span.num_sources - len(span.sources)

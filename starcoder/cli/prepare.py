@@ -33,9 +33,9 @@ class TakingGroup:
     """Folders of other people's code too."""
     max_file_bytes: int = 1_000_000
     """Larger files are left out."""
-    allow_licence: tuple[str, ...] = ()
+    allow_license: tuple[str, ...] = ()
     """Only these SPDX identifiers, or patterns such as BSD-*; unknown is what nothing tells."""
-    deny_licence: tuple[str, ...] = ()
+    deny_license: tuple[str, ...] = ()
     """None of these."""
 
 
@@ -150,8 +150,8 @@ def _settings(
         max_file_bytes=taking.max_file_bytes,
         languages=taking.languages,
         vendored=taking.vendored,
-        allow_licences=taking.allow_licence,
-        deny_licences=taking.deny_licence,
+        allow_licenses=taking.allow_license,
+        deny_licenses=taking.deny_license,
         filters=FilterSettings(skip=frozenset(cleaning.skip_filter)),
         benchmarks=tuple(map(str, cleaning.benchmark)),
         secrets=SecretSettings(

@@ -30,7 +30,7 @@ class Source:
     hub: str = ""
     pattern: str = "*"
     sha256: str = ""  # of the file; "" where no copy was at hand to pin it: results then still name theirs
-    licence: str = ""
+    license: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

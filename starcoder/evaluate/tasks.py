@@ -79,8 +79,8 @@ class Task:
         return problems, rows
 
 
-def _file(place: str, name: str, licence: str = "MIT") -> Source:
-    return Source(url=place + name, sha256=_SHA256.get(name, ""), licence=licence)
+def _file(place: str, name: str, license: str = "MIT") -> Source:
+    return Source(url=place + name, sha256=_SHA256.get(name, ""), license=license)
 
 
 _OF_PYTHON = (
@@ -156,7 +156,7 @@ _OF_SANTACODER = Task(
     name="santacoder-fim",
     about="one line left out, in Python, Java and JavaScript; exact match",
     rule=languages.santacoder_fim,
-    source=Source(hub="bigcode/santacoder-fim-task", licence="openrail"),
+    source=Source(hub="bigcode/santacoder-fim-task", license="openrail"),
     max_tokens=64,
     is_executed=False,
     language="python, java, javascript",
@@ -167,7 +167,7 @@ _OF_MULTIPLE = tuple(
         name=f"multiple-{short}",
         about="HumanEval translated by MultiPL-E",
         rule=partial(languages.multiple, language=language),
-        source=Source(hub="nuprl/MultiPL-E", pattern=f"humaneval-{short}/*.parquet", licence="MIT"),
+        source=Source(hub="nuprl/MultiPL-E", pattern=f"humaneval-{short}/*.parquet", license="MIT"),
         language=language,
     )
     for short, language in languages.MULTIPLE.items()

@@ -37,7 +37,7 @@ class Document:
     text: str = field(repr=False)
     repository: str = ""
     revision: str = ""
-    licence: str = "unknown"  # SPDX expression
+    license: str = "unknown"  # SPDX expression
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,7 +47,7 @@ class Source:
     path: str
     repository: str
     revision: str
-    licence: str
+    license: str
     line: int  # counted from 1, in the text that was indexed
 
 
@@ -116,7 +116,7 @@ class _Writer:
             "path": document.path,
             "repository": secrets.mask(document.repository).text,
             "revision": document.revision,
-            "licence": document.licence,
+            "license": document.license,
         }
         data = _encoded(masked.text)
         digest = hashlib.blake2b(data, digest_size=16).digest()

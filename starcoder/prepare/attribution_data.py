@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING
 
 from starcoder.errors import ConfigError, MissingExtraError
 from starcoder.prepare.attribution import Document
-from starcoder.prepare.licences import (
-    MAX_LICENCE_BYTES,
+from starcoder.repos.licenses import (
+    MAX_LICENSE_BYTES,
     UNKNOWN,
-    is_licence_file,
-    licence_of_header,
-    licence_of_path,
-    licence_of_text,
+    is_license_file,
+    license_of_header,
+    license_of_path,
+    license_of_text,
 )
 
 if TYPE_CHECKING:
     Row = Mapping[str, object]
 
 MAX_FILE_BYTES = 1_000_000  # larger source files are data, not code
-_COLUMNS = ("path", "repository", "package", "revision", "licence", "license", "content", "text")
+_COLUMNS = ("path", "repository", "package", "revision", "license", "content", "text")
 
 
 def documents_of(data: Path) -> Iterator[Document]:
@@ -58,7 +58,7 @@ def _document(row: "Row", file: Path) -> Document:
         text=text("content", "text"),
         repository=text("repository", "package"),
         revision=text("revision"),
-        licence=text("licence", "license") or UNKNOWN,
+        license=text("license") or UNKNOWN,
     )
 
 
@@ -88,27 +88,27 @@ def _json_rows(file: Path) -> "Iterator[Row]":
 
 
 def _source_files(folder: Path) -> Iterator[Document]:
-    licences: dict[str, str] = {}
+    licenses: dict[str, str] = {}
     for current, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         if "documents.npy" in names and "index.json" in names:
             continue  # an index of ours
         where = Path(current).relative_to(folder).as_posix()
-        _note_licence(Path(current), sorted(names), "" if where == "." else where, licences)
+        _note_license(Path(current), sorted(names), "" if where == "." else where, licenses)
         for name in sorted(names):
             text = _source_text(Path(current, name))
             if text is not None:
                 path = Path(where, name).as_posix()
-                licence = licence_of_header(text) or licence_of_path(path, licences)
-                yield Document(path=path, text=text, repository=folder.resolve().name, licence=licence)
+                license = license_of_header(text) or license_of_path(path, licenses)
+                yield Document(path=path, text=text, repository=folder.resolve().name, license=license)
 
 
-def _note_licence(folder: Path, names: list[str], where: str, licences: dict[str, str]) -> None:
+def _note_license(folder: Path, names: list[str], where: str, licenses: dict[str, str]) -> None:
     for name in names:
-        text = _source_text(folder / name) if is_licence_file(name) else None
-        licence = licence_of_text(text[:MAX_LICENCE_BYTES]) if text else None
-        if licence:
-            licences.setdefault(where, licence)
+        text = _source_text(folder / name) if is_license_file(name) else None
+        license = license_of_text(text[:MAX_LICENSE_BYTES]) if text else None
+        if license:
+            licenses.setdefault(where, license)
 
 
 def _source_text(path: Path) -> str | None:

@@ -19,7 +19,7 @@ _TITLES = {
     "splits": ("Splits", "split"),
     "languages": ("Languages", "language"),
     "repositories": ("Repositories", "repository"),
-    "licences": ("Licences", "licence"),
+    "licenses": ("Licenses", "license"),
     "kinds": ("Kinds of documents", "kind"),
 }
 
@@ -73,7 +73,7 @@ def figures(
         "splits": {split: _sums(part) for split, part in kept.items()},
         "languages": _grouped(every, "language"),
         "repositories": _grouped(every, "repository"),
-        "licences": _grouped(every, "licence"),
+        "licenses": _grouped(every, "license"),
         "kinds": _grouped(every, "kind"),
         "revisions": {x.repository.name: x.repository.revision for x in listings if x.repository.revision},
         "inputs": [git.public_url(text) if git.is_url(text) else Path(text).name for text in settings.inputs],

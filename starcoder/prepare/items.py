@@ -7,10 +7,10 @@ from pathlib import Path, PurePosixPath
 
 from starcoder.prepare import git
 from starcoder.prepare.ignore import Rule, attribute_rules, said_of
-from starcoder.prepare.languages import language_of
-from starcoder.prepare.licences import MAX_LICENCE_BYTES, is_licence_file, licence_of_text
 from starcoder.prepare.settings import PrepareSettings
 from starcoder.prepare.texts import decode, is_vendored
+from starcoder.repos.languages import language_of
+from starcoder.repos.licenses import MAX_LICENSE_BYTES, is_license_file, license_of_text
 
 MAX_COMMIT_FILE_BYTES = 50_000  # of a file that a commit changes
 
@@ -22,7 +22,7 @@ class Repository:
     name: str
     folder: str
     revision: str = ""
-    licences: dict[str, str] = field(default_factory=dict)  # by folder, "" the root
+    licenses: dict[str, str] = field(default_factory=dict)  # by folder, "" the root
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,7 +59,7 @@ def listing_of(
     dropped = Counter(item for item in found if isinstance(item, str))
     files = [item for item in found if isinstance(item, Item)]
     with git.Blobs(folder) as blobs:
-        rules, licences = _about(folder, files, blobs)
+        rules, licenses = _about(folder, files, blobs)
     items = []
     for item in files:
         reason = _reason(item, rules, settings)
@@ -67,7 +67,7 @@ def listing_of(
             dropped[reason] += 1
         else:
             items.append(item)
-    repository = Repository(name=name, folder=str(folder), revision=commit, licences=licences)
+    repository = Repository(name=name, folder=str(folder), revision=commit, licenses=licenses)
     return Listing(repository=repository, items=tuple(items), dropped=dict(dropped))
 
 
@@ -94,16 +94,16 @@ def _reason(item: Item, rules: list[Rule], settings: PrepareSettings) -> str | N
 def _about(folder: Path, files: list[Item], blobs: git.Blobs) -> tuple[list[Rule], dict[str, str]]:
     """What the repository says of its files: .gitattributes, and LICENSE texts by folder."""
     rules: list[Rule] = []
-    licences: dict[str, str] = {}
+    licenses: dict[str, str] = {}
     for item in files:
         name, parent = PurePosixPath(item.path).name, item.path.rpartition("/")[0]
-        if item.size > MAX_LICENCE_BYTES:
+        if item.size > MAX_LICENSE_BYTES:
             continue
         if name == ".gitattributes":
             rules += attribute_rules(_text_of(folder, item, blobs), f"{parent}/" if parent else "")
-        elif is_licence_file(item.path) and (licence := licence_of_text(_text_of(folder, item, blobs))):
-            licences.setdefault(parent, licence)
-    return rules, licences
+        elif is_license_file(item.path) and (license := license_of_text(_text_of(folder, item, blobs))):
+            licenses.setdefault(parent, license)
+    return rules, licenses
 
 
 def _text_of(folder: Path, item: Item, blobs: git.Blobs) -> str:
@@ -117,7 +117,7 @@ def _text_of(folder: Path, item: Item, blobs: git.Blobs) -> str:
 def read_text(path: Path) -> str:
     """The text of a small file; "" if it has none."""
     try:
-        is_small = path.is_file() and path.stat().st_size <= MAX_LICENCE_BYTES
+        is_small = path.is_file() and path.stat().st_size <= MAX_LICENSE_BYTES
         text = decode(path.read_bytes()) if is_small else ""
     except OSError:
         return ""

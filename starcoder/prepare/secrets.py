@@ -2,7 +2,7 @@
 
 Rules for well-known formats, for assignments to telling names, for personal data. Each rule names words
 without which it cannot match, so that most texts are searched for words alone. Limits: names of people are
-found behind author tags only (copyright lines stay: licences demand them); passwords of plain words and
+found behind author tags only (copyright lines stay: licenses demand them); passwords of plain words and
 secrets without a telling name or format are not told from other text.
 """
 

@@ -6,8 +6,8 @@ from typing import Literal
 from starcoder.errors import ConfigError
 from starcoder.prepare.dedup import DedupSettings
 from starcoder.prepare.filters import FilterSettings
-from starcoder.prepare.languages import languages
 from starcoder.prepare.secrets import SecretSettings
+from starcoder.repos.languages import languages
 
 Family = Literal["santacoder", "starcoder", "starcoder2"]
 
@@ -26,8 +26,8 @@ class PrepareSettings:
     max_file_bytes: int = 1_000_000
     languages: tuple[str, ...] = ()  # all if empty
     vendored: bool = False  # take folders of other people's code too
-    allow_licences: tuple[str, ...] = ()  # patterns; all if empty
-    deny_licences: tuple[str, ...] = ()
+    allow_licenses: tuple[str, ...] = ()  # patterns; all if empty
+    deny_licenses: tuple[str, ...] = ()
     filters: FilterSettings = FilterSettings()
     benchmarks: tuple[str, ...] = ()  # files whose texts must not be in the data
     contamination: float = 0.5  # share of a benchmark text's 10-grams from which on a document is dropped

@@ -13,7 +13,7 @@ from starcoder.prepare.taking import Row
 from starcoder.tokenizer import Tokenizer
 
 COLUMNS = (
-    *("repository", "path", "revision", "language", "licence", "content", "kind", "blob", "encoding"),
+    *("repository", "path", "revision", "language", "license", "content", "kind", "blob", "encoding"),
     *("committed_at", "num_masked", "num_characters", "num_tokens"),
 )
 _NUMBERS = ("committed_at", "num_masked", "num_characters", "num_tokens")
@@ -158,7 +158,7 @@ def _record(row: Row, text: str) -> dict[str, object]:
         "path": row.path,
         "revision": row.revision,
         "language": row.language,
-        "licence": row.licence,
+        "license": row.license,
         "content": text,
         "kind": row.kind,
         "blob": row.blob,

@@ -16,12 +16,12 @@ from starcoder.prepare import converting, git
 from starcoder.prepare.decontaminate import Benchmarks
 from starcoder.prepare.filters import reason_to_drop
 from starcoder.prepare.items import MAX_COMMIT_FILE_BYTES, Item, Repository
-from starcoder.prepare.languages import language_of
-from starcoder.prepare.licences import is_wanted, licence_of_header, licence_of_path
 from starcoder.prepare.order import imports_of
 from starcoder.prepare.secrets import mask
 from starcoder.prepare.settings import PrepareSettings
 from starcoder.prepare.texts import decode, generated
+from starcoder.repos.languages import language_of
+from starcoder.repos.licenses import is_wanted, license_of_header, license_of_path
 from starcoder.tokenizer import Tokenizer
 
 BUNDLED = Path(__file__).parent.parent / "bundled" / "nano"
@@ -36,7 +36,7 @@ class Row:
     path: str
     revision: str
     language: str
-    licence: str
+    license: str
     kind: str
     blob: str
     encoding: str
@@ -106,10 +106,10 @@ class Taker:
         document = self._document(repository, item, blobs)
         if isinstance(document, str):
             return document
-        licence = licence_of_header(document.content) if item.kind == "file" else None
-        licence = licence or licence_of_path(item.path, repository.licences)
-        if not is_wanted(licence, self.settings.allow_licences, self.settings.deny_licences):
-            return "licence"
+        license = license_of_header(document.content) if item.kind == "file" else None
+        license = license or license_of_path(item.path, repository.licenses)
+        if not is_wanted(license, self.settings.allow_licenses, self.settings.deny_licenses):
+            return "license"
         if self.benchmarks.holds_any_of(document.content):
             return "contaminated by a benchmark"
         masked = mask(document.content, self.settings.secrets)
@@ -121,7 +121,7 @@ class Taker:
             path=mask(item.path, self.settings.secrets).text,
             revision=repository.revision,
             language=document.language,
-            licence=licence,
+            license=license,
             kind=document.kind,
             blob=document.blob,
             encoding=document.encoding,

@@ -176,7 +176,7 @@ def test_of_a_model_to_be_planned_config_json_alone_is_downloaded_and_once(hub, 
 
 
 @pytest.mark.parametrize("repository", ["org/gated", "org/refused"])
-def test_a_gated_repository_names_its_licence_page(downloads, repository):
+def test_a_gated_repository_names_its_license_page(downloads, repository):
     answer = downloads[1][repository]
 
     assert f"'{repository}' is gated" in answer["message"]
@@ -184,7 +184,7 @@ def test_a_gated_repository_names_its_licence_page(downloads, repository):
     assert "hf auth login" in answer["hint"]
 
 
-def test_a_refused_download_names_the_reason_and_the_licence_page(downloads):
+def test_a_refused_download_names_the_reason_and_the_license_page(downloads):
     answer = downloads[1]["org/denied"]
 
     assert "'org/denied' failed" in answer["message"]

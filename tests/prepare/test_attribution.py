@@ -48,7 +48,7 @@ def spans_by_force(text: str, documents: list[str], min_characters: int) -> list
 
 
 def indexed(folder: Path, texts: list[str]) -> Index:
-    build((Document(path=f"{n}.py", text=text, licence="MIT") for n, text in enumerate(texts)), folder)
+    build((Document(path=f"{n}.py", text=text, license="MIT") for n, text in enumerate(texts)), folder)
     return Index(folder)
 
 
@@ -73,7 +73,7 @@ def library() -> list[Document]:
     files = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))[:60]
     return [
         Document(
-            path=path.name, text=path.read_text("utf-8", "replace"), repository="cpython", licence="PSF-2.0"
+            path=path.name, text=path.read_text("utf-8", "replace"), repository="cpython", license="PSF-2.0"
         )
         for path in files
     ]
@@ -105,7 +105,7 @@ def test_spans_of_real_code_are_found_in_several_shards(library, tmp_path, monke
         assert span.num_sources >= len(holding)
         for source in span.sources:
             text = texts[[document.path for document in library].index(source.path)]
-            assert (source.repository, source.licence) == ("cpython", "PSF-2.0")
+            assert (source.repository, source.license) == ("cpython", "PSF-2.0")
             assert piece.splitlines()[0] in text.splitlines()[source.line - 1]
 
 
@@ -188,11 +188,11 @@ def test_documents_of_source_files_and_json_lines(tmp_path):
     (code / "sub" / "latin.py").write_bytes(b"\xff\xfe")
     found = {document.path: document for document in documents_of(code)}
     assert sorted(found) == ["LICENSE", "sub/a.py"]
-    assert (found["sub/a.py"].licence, found["sub/a.py"].repository) == ("MIT", "code")
-    rows = [{"path": "p.py", "content": "text", "licence": "ISC", "package": "lib"}]
+    assert (found["sub/a.py"].license, found["sub/a.py"].repository) == ("MIT", "code")
+    rows = [{"path": "p.py", "content": "text", "license": "ISC", "package": "lib"}]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (document,) = documents_of(tmp_path / "rows.jsonl")
-    assert (document.path, document.text, document.licence, document.repository) == (
+    assert (document.path, document.text, document.license, document.repository) == (
         "p.py",
         "text",
         "ISC",
@@ -211,7 +211,7 @@ def test_documents_of_parquet(tmp_path):
             "path": ["a.py"],
             "repository": ["r"],
             "revision": ["abc"],
-            "licence": [None],
+            "license": [None],
             "content": ["x = 1"],
             "n": [1],
         }

@@ -1,4 +1,4 @@
-"""Collecting promises: languages, encodings, licences, git's own rules, filters, layouts and order."""
+"""Collecting promises: languages, encodings, licenses, git's own rules, filters, layouts and order."""
 
 import json
 import subprocess
@@ -11,13 +11,13 @@ from starcoder.prepare.decontaminate import Benchmarks
 from starcoder.prepare.filters import _FILTERS, NAMES, FilterSettings, reason_to_drop
 from starcoder.prepare.ignore import attribute_rules, ignore_rules, said_of
 from starcoder.prepare.inputs import list_inputs
-from starcoder.prepare.languages import language_of, languages
-from starcoder.prepare.licences import is_wanted, licence_of_header, licence_of_path, licence_of_text
 from starcoder.prepare.order import File, by_dependency, imports_of
 from starcoder.prepare.settings import PrepareSettings
 from starcoder.prepare.shards import family_tokens
 from starcoder.prepare.taking import BUNDLED, Row
 from starcoder.prepare.texts import decode, generated, is_vendored
+from starcoder.repos.languages import language_of, languages
+from starcoder.repos.licenses import is_wanted, license_of_header, license_of_path, license_of_text
 from starcoder.tokenizer import Tokenizer
 from tests.prepare.repositories import git as git_run
 
@@ -115,7 +115,7 @@ def test_later_attributes_win():
 
 
 @pytest.mark.parametrize(
-    ("text", "licence"),
+    ("text", "license"),
     [
         ("Apache License\n  Version 2.0, January 2004", "Apache-2.0"),
         ("Redistribution and use in source and binary forms ... to endorse or promote", "BSD-3-Clause"),
@@ -123,16 +123,16 @@ def test_later_attributes_win():
         ("All rights reserved.", None),
     ],
 )
-def test_licences_by_text(text, licence):
-    assert licence_of_text(text) == licence
+def test_licenses_by_text(text, license):
+    assert license_of_text(text) == license
 
 
-def test_licences_by_header_and_nearest_folder():
-    assert licence_of_header("// SPDX-License-Identifier: (MIT OR Apache-2.0)\n") == "MIT OR Apache-2.0"
-    assert licence_of_header("/* SPDX-License-Identifier: GPL-2.0-only */") == "GPL-2.0-only"
+def test_licenses_by_header_and_nearest_folder():
+    assert license_of_header("// SPDX-License-Identifier: (MIT OR Apache-2.0)\n") == "MIT OR Apache-2.0"
+    assert license_of_header("/* SPDX-License-Identifier: GPL-2.0-only */") == "GPL-2.0-only"
     folders = {"": "MIT", "lib": "GPL-3.0"}
-    assert [licence_of_path(p, folders) for p in ("a.py", "lib/x/a.py")] == ["MIT", "GPL-3.0"]
-    assert licence_of_path("a.py", {}) == "unknown"
+    assert [license_of_path(p, folders) for p in ("a.py", "lib/x/a.py")] == ["MIT", "GPL-3.0"]
+    assert license_of_path("a.py", {}) == "unknown"
     assert is_wanted("BSD-3-Clause", ["bsd-*"], [])
     assert not is_wanted("GPL-3.0", [], ["*GPL*"])
     assert not is_wanted("unknown", ["MIT"], [])
@@ -300,7 +300,7 @@ def lose(folder, name):
     (folder / ".git" / "objects" / blob[:2] / blob[2:]).unlink()
 
 
-def test_submodules_links_and_licences_of_a_repository_are_listed(tmp_path):
+def test_submodules_links_and_licenses_of_a_repository_are_listed(tmp_path):
     inner, outer = committed(tmp_path / "inner", "inner.py"), committed(tmp_path / "outer", "outer.py")
     git_run(outer, "submodule", "add", "-q", str(inner), "deps/inner")
     (outer / "link.py").symlink_to("outer.py")
@@ -369,7 +369,7 @@ def row(repository, path, kind="file"):
         path=path,
         revision="",
         language="Python",
-        licence="MIT",
+        license="MIT",
         kind=kind,
         blob="",
         encoding="utf-8",

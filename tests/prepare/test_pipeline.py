@@ -109,7 +109,7 @@ def test_figures_equal_an_independent_count(tree, tmp_path):
     assert {name: sums["documents"] for name, sums in figures["languages"].items()} == dict(languages)
     for split, sums in figures["splits"].items():
         assert sums["documents"] == len(read_rows(tmp_path / "out", split))
-    assert {row["licence"] for row in rows} == {"MIT"}
+    assert {row["license"] for row in rows} == {"MIT"}
 
 
 def test_a_second_run_and_more_workers_give_the_same_bytes(tree, repository, tmp_path):
@@ -300,7 +300,7 @@ def test_each_stage_is_told_of(tree, tmp_path):
     prepare(settings, tmp_path / "out", tell=lambda *step: told.append(step))
     assert list(dict.fromkeys(stage for stage, _, _ in told)) == ["listing", "taking", "comparing", "writing"]
     assert all(done <= total for _, done, total in told)
-    assert ("taking", 25, 25) in told  # the licence is one of them
+    assert ("taking", 25, 25) in told  # the license is one of them
 
 
 def test_datasets_loads_the_folder_with_its_splits(tree, tmp_path):

@@ -22,8 +22,8 @@ def known(start, tmp_path_factory, completion):
     """A server whose index holds what its model is going to say."""
     folder = tmp_path_factory.mktemp("attribution") / "index"
     documents = [
-        Document(path="w.py", text=SOURCE, repository="team/lib", revision="abc", licence="MIT"),
-        Document(path="said.py", text=f"# 1\n{PROMPT}{completion}", licence="GPL-3.0-only"),
+        Document(path="w.py", text=SOURCE, repository="team/lib", revision="abc", license="MIT"),
+        Document(path="said.py", text=f"# 1\n{PROMPT}{completion}", license="GPL-3.0-only"),
     ]
     build(documents, folder)
     with start(attribution=Index(folder)) as running:
@@ -37,7 +37,7 @@ def test_llm_vscode_is_answered(known):
     assert reply.status_code == 200
     start = len(before) + 1  # the smile is two units
     assert reply.json()["spans"] == [[start, start + len(SOURCE)]]
-    source = {"path": "w.py", "repository": "team/lib", "revision": "abc", "licence": "MIT", "line": 1}
+    source = {"path": "w.py", "repository": "team/lib", "revision": "abc", "license": "MIT", "line": 1}
     assert reply.json()["sources"] == [[source]]
     assert known.post("/overlap", {"document": "nothing of this is known"}).json()["spans"] == []
     assert known.post("/overlap", {"text": "x"}).status_code == 400
@@ -55,7 +55,7 @@ def test_completions_tell_their_spans(known, completion):
     assert spans, "the whole completion stands in said.py"
     assert {source["path"] for span in spans for source in span["sources"]} == {"said.py"}
     assert max(span["end"] for span in spans) == len(completion)
-    assert spans[0]["sources"][0]["licence"] == "GPL-3.0-only"
+    assert spans[0]["sources"][0]["license"] == "GPL-3.0-only"
     assert spans[0]["sources"][0]["line"] >= 2
     assert "attribution" not in known.post("/v1/completions", body(attribution=False)).json()
 

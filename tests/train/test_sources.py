@@ -73,7 +73,7 @@ def test_documents_are_split_by_what_they_say(tmp_path: Path) -> None:
 
 def test_a_set_with_a_split_of_its_own_keeps_it(tmp_path: Path) -> None:
     """The layout that `starcoder prepare` writes, as folders and as files."""
-    columns = {"repository": "r", "revision": "1", "language": "Python", "licence": "MIT"}
+    columns = {"repository": "r", "revision": "1", "language": "Python", "license": "MIT"}
     rows = [{**columns, "path": f"{i}.py", "content": f"x = {i}"} for i in range(5)]
     write(tmp_path / "a" / "train" / "part-0.parquet", rows[:3])
     write(tmp_path / "a" / "validation" / "part-0.parquet", rows[3:])
@@ -83,7 +83,7 @@ def test_a_set_with_a_split_of_its_own_keeps_it(tmp_path: Path) -> None:
         found = read(SourceSettings(data=str(tmp_path / name)))
         assert [row["path"] for row in found.validation] == ["3.py", "4.py"]
         assert (found.shape.kind, found.shape.columns, found.num_documents) == ("text", ("content",), 3)
-        assert set(found.train.columns) >= {"repository", "path", "language", "licence"}
+        assert set(found.train.columns) >= {"repository", "path", "language", "license"}
 
 
 def test_a_tree_of_sources_is_read_with_its_paths(tmp_path: Path) -> None:

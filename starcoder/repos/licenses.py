@@ -1,7 +1,7 @@
-"""Tells the licence of a file from its SPDX header, and of a folder from the text of its LICENSE file.
+"""Tells the license of a file from its SPDX header, and of a folder from the text of its LICENSE file.
 
-Licences are SPDX identifiers; "unknown" where nothing tells. Limits: texts are known by phrases that no
-other licence has, not by comparing them whole; a folder's licence counts for what is below it.
+Licenses are SPDX identifiers; "unknown" where nothing tells. Limits: texts are known by phrases that no
+other license has, not by comparing them whole; a folder's license counts for what is below it.
 """
 
 import re
@@ -10,13 +10,13 @@ from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
 
 UNKNOWN = "unknown"
-MAX_LICENCE_BYTES = 100_000
+MAX_LICENSE_BYTES = 100_000
 
 _SPDX = re.compile(r"SPDX-License-Identifier:\s*([\w.+() -]+?)\s*(?:\*/|-->|[\"'#}]|$)", re.MULTILINE)
 _NAME = re.compile(r"(un)?licen[cs]e|copying|copyright", re.IGNORECASE)
 _HEADER_CHARACTERS = 3000
 
-# Phrases that must all stand in the text, most telling licence first.
+# Phrases that must all stand in the text, most telling license first.
 # Source: the texts of spdx.org/licenses, in lower case with runs of blanks as one.
 _PHRASES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("AGPL-3.0", ("gnu affero general public license", "version 3")),
@@ -27,7 +27,7 @@ _PHRASES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("MPL-2.0", ("mozilla public license version 2.0",)),
     ("MPL-2.0", ("mozilla public license, version 2.0",)),
     ("EPL-2.0", ("eclipse public license - v 2.0",)),
-    ("EUPL-1.2", ("european union public licence v. 1.2",)),
+    ("EUPL-1.2", ("european union public license v. 1.2",)),
     ("Apache-2.0", ("apache license", "version 2.0")),
     ("PSF-2.0", ("python software foundation license version 2",)),
     ("BSL-1.0", ("boost software license - version 1.0",)),
@@ -46,28 +46,28 @@ _PHRASES: tuple[tuple[str, tuple[str, ...]], ...] = (
 )
 
 
-def is_licence_file(path: str) -> bool:
-    """Whether a file of this name tells the licence of its folder."""
+def is_license_file(path: str) -> bool:
+    """Whether a file of this name tells the license of its folder."""
     return _NAME.match(PurePosixPath(path).name) is not None
 
 
-def licence_of_text(text: str) -> str | None:
-    """The licence that a LICENSE file's text grants; None: not recognised."""
-    header = licence_of_header(text)
+def license_of_text(text: str) -> str | None:
+    """The license that a LICENSE file's text grants; None: not recognised."""
+    header = license_of_header(text)
     if header:
         return header
     flat = " ".join(text.lower().split())
     return next((name for name, phrases in _PHRASES if all(p in flat for p in phrases)), None)
 
 
-def licence_of_header(text: str) -> str | None:
+def license_of_header(text: str) -> str | None:
     """The SPDX expression at the top of a source file."""
     match = _SPDX.search(text, 0, _HEADER_CHARACTERS)
     return match[1].strip(" ()") if match else None
 
 
-def licence_of_path(path: str, folders: Mapping[str, str]) -> str:
-    """The licence of the nearest folder above `path` that has one; `folders` are paths, "" the root."""
+def license_of_path(path: str, folders: Mapping[str, str]) -> str:
+    """The license of the nearest folder above `path` that has one; `folders` are paths, "" the root."""
     for parent in PurePosixPath(path).parents:
         name = "" if str(parent) == "." else str(parent)
         if name in folders:
@@ -75,9 +75,9 @@ def licence_of_path(path: str, folders: Mapping[str, str]) -> str:
     return UNKNOWN
 
 
-def is_wanted(licence: str, allow: Sequence[str], deny: Sequence[str]) -> bool:
-    """Whether no pattern (as in shells, any case) denies the licence and, if there are any, one allows it."""
-    name = licence.lower()
+def is_wanted(license: str, allow: Sequence[str], deny: Sequence[str]) -> bool:
+    """Whether no pattern (as in shells, any case) denies the license and, if there are any, one allows it."""
+    name = license.lower()
     if any(fnmatchcase(name, pattern.lower()) for pattern in deny):
         return False
     return not allow or any(fnmatchcase(name, pattern.lower()) for pattern in allow)
