@@ -35,7 +35,7 @@ from starcoder.train.growing import grow
 log = logging.getLogger(__name__)
 
 Sharding = Literal["full", "none"]
-_TIMEOUT = timedelta(minutes=10)
+_TIMEOUT = timedelta(hours=24)  # a run that is paused (SIGSTOP) waits in a collective
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +53,31 @@ class Processes:
         dist.all_reduce(tensor)
         return float(tensor)
 
+    def average(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Nothing: FSDP2 has averaged the gradients in the backward pass."""
+
     def wait(self) -> None:
         """Until all are here."""
         dist.barrier()
 
 
+class Replicas(Processes):
+    """Processes that each hold a whole plain model, small enough for one sum of all gradients a step."""
+
+    def average(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Replace each gradient by its mean over all processes."""
+        for p in parameters:
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        flat = torch.cat([x.flatten() for x in gradients])
+        dist.all_reduce(flat)
+        flat /= self.size
+        for x, mean in zip(gradients, torch.split(flat, [x.numel() for x in gradients]), strict=True):
+            x.copy_(mean.view_as(x))
+
+
 @contextmanager
-def processes(device: str) -> Iterator[Processes]:
+def processes(device: str, kind: type[Processes] = Processes) -> Iterator[Processes]:
     """The group of this process, left at the end; each takes a GPU of its own where `device` is cuda.
 
     Raises:
@@ -68,7 +86,7 @@ def processes(device: str) -> Iterator[Processes]:
     if not dist.is_torchelastic_launched():
         raise ConfigError(
             "this process is not one of several",
-            "start it as `torchrun --nproc_per_node 2 -m starcoder finetune ...`",
+            "start it as `torchrun --nproc_per_node 2 -m starcoder ...`",
         )
     dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=_TIMEOUT)
     try:
@@ -80,7 +98,7 @@ def processes(device: str) -> Iterator[Processes]:
         )
         if own.type == "cuda":
             torch.cuda.set_device(own)
-        yield Processes(rank, dist.get_world_size(), own)
+        yield kind(rank, dist.get_world_size(), own)
     finally:
         dist.destroy_process_group()
 
@@ -166,6 +184,23 @@ def save(network: Transformer, folder: Path, group: Processes) -> None:
         copy.tie()
         checkpoint.save(copy, folder)
     group.wait()
+
+
+class ReplicatedCheckpoints(Checkpoints):
+    """Checkpoints of a model that every process holds whole: the first one writes, all read."""
+
+    def __init__(self, folder: Path, group: Processes, *, keep: int = 2):
+        super().__init__(folder, keep=keep)
+        self.group = group
+
+    def _write(self, path: Path, model: nn.Module, optimizers: Optimizers, extra: dict[str, Any]) -> None:
+        if self.group.rank == 0:
+            super()._write(path, model, optimizers, extra)
+        self.group.wait()
+
+    def _rotate(self) -> None:
+        if self.group.rank == 0:
+            super()._rotate()
 
 
 class ShardedCheckpoints(Checkpoints):

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from starcoder.errors import CapacityError, StarcoderError
 from starcoder.model import Transformer
 from starcoder.train import optimizer as optim
+from starcoder.train.average import WeightAverage
 from starcoder.train.checkpoints import Checkpoints, trainable
 from starcoder.train.heap import trimming
 from starcoder.train.keeping import keeping
@@ -62,6 +63,9 @@ class Group(Protocol):
     def total(self, value: float) -> float:
         """The sum of `value` over all processes."""
 
+    def average(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Replace each gradient by its mean over all processes, where nothing else has done so."""
+
 
 class Alone:
     """The group of one process."""
@@ -70,6 +74,8 @@ class Alone:
 
     def total(self, value: float) -> float:
         return value
+
+    def average(self, parameters: Sequence[nn.Parameter]) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,6 +95,7 @@ class LoopSettings:
     save_every: int = 200
     keep_checkpoints: int = 2
     keep_best: bool = False  # also the weights of the lowest held-out loss
+    ema_decay: float | None = None  # of an average of the weights, evaluated and exported in their place
     precision: Precision = "float32"  # of products; what is below it trains under autocast
     seed: int = 0  # of dropout and noise
 
@@ -142,6 +149,8 @@ def train(
             if step % settings.save_every == 0 or is_last or is_stopped:
                 run.save(step)
     progress.finish()
+    if run.average is not None and step >= settings.max_steps:
+        run.average.copy_to(model)
     best = (run.best_step, run.best_loss) if settings.keep_best and math.isfinite(run.best_loss) else None
     return Outcome(step, step >= settings.max_steps, best)
 
@@ -167,6 +176,7 @@ class _Run:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.precision == "float16")
         self.micro_batch_size = settings.micro_batch_size
         self.best_step, self.best_loss = 0, math.inf
+        self.average = None if settings.ema_decay is None else WeightAverage(model, settings.ema_decay)
 
     def resume(self) -> int:
         """Load the newest checkpoint; the number of steps done."""
@@ -177,6 +187,8 @@ class _Run:
         self.scaler.load_state_dict(state.get("scaler", {}))
         self.micro_batch_size = state.get("micro_batch_size", self.micro_batch_size)
         self.best_step, self.best_loss = state.get("best", (0, math.inf))
+        if self.average is not None and "average" in state:
+            self.average.restore(state["average"])
         return int(state["step"])
 
     def save(self, step: int) -> None:
@@ -186,6 +198,8 @@ class _Run:
             "micro_batch_size": self.micro_batch_size,
             "best": (self.best_step, self.best_loss),
         }
+        if self.average is not None:
+            extra["average"] = self.average.state()
         self.store.save(step, self.model, self.optimizers, extra)
 
     def step(self, step: int) -> tuple[dict[str, float], Batch]:
@@ -205,6 +219,8 @@ class _Run:
             for o in self.optimizers:
                 self.scaler.step(o)
             self.scaler.update()
+        if self.average is not None:
+            self.average.update(self.model)
         row = {"loss": loss, "learning_rate": share * chosen.learning_rate, "gradient_norm": norm}
         if self.scaler.is_enabled():
             row["loss_scale"] = self.scaler.get_scale()
@@ -243,14 +259,16 @@ class _Run:
             # Sharded gradients are averaged over the group, and these are to be summed.
             self.scaler.scale(part * group.size).backward()  # type: ignore[no-untyped-call]
             loss += float(part.detach())
+        group.average(self.parameters)
         return group.total(loss)
 
     def evaluate(self, step: int, held_out: Sequence[Batch]) -> float:
         """Mean held-out loss; keeps the weights where they are the best so far and that is wanted."""
-        loss = evaluate(self.model, held_out, loss=self.loss, precision=self.settings.precision)
-        if self.settings.keep_best and loss < self.best_loss:
-            self.best_step, self.best_loss = step, loss
-            self.store.save_best(step, loss, self.model)
+        with nullcontext() if self.average is None else self.average.applied(self.model):
+            loss = evaluate(self.model, held_out, loss=self.loss, precision=self.settings.precision)
+            if self.settings.keep_best and loss < self.best_loss:
+                self.best_step, self.best_loss = step, loss
+                self.store.save_best(step, loss, self.model)
         return loss
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from starcoder.errors import ConfigError
+from starcoder.model import Attention
 
 Schedule = Literal["cosine", "wsd", "linear", "constant"]
 
@@ -56,14 +57,21 @@ def rate_at(step: int, max_steps: int, settings: OptimizerSettings) -> float:
 class Muon(torch.optim.Optimizer):
     """Nesterov momentum, orthogonalized by five Newton-Schulz steps, in the parameter's own dtype.
 
-    torch.optim.Muon computes in bfloat16, which CPUs without AMX emulate at a tenth of float32's speed.
+    A group's `rows` are the heights of the matrices that each of its parameters stacks, such as the queries',
+    keys' and values' projections in one `qkv`: each of them is orthogonalized alone. torch.optim.Muon
+    computes in bfloat16, which CPUs without AMX emulate at a tenth of float32's speed.
     Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/
     """
 
     def __init__(
-        self, params: Iterable[nn.Parameter], lr: float, weight_decay: float, momentum: float = 0.95
+        self,
+        params: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
+        lr: float,
+        weight_decay: float,
+        momentum: float = 0.95,
     ):
-        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+        defaults = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "rows": None}
+        super().__init__(params, defaults)
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]  # no closure: the loop never uses one
@@ -73,10 +81,12 @@ class Muon(torch.optim.Optimizer):
                     continue
                 buffer = self.state[p].setdefault("momentum", torch.zeros_like(p))
                 buffer.lerp_(p.grad, 1 - group["momentum"])
-                update = orthogonalize(p.grad.lerp(buffer, group["momentum"]))
-                rows, columns = p.shape
+                update = p.grad.lerp(buffer, group["momentum"])
+                rows = group["rows"] or [p.size(0)]
                 p.mul_(1 - group["lr"] * group["weight_decay"])
-                p.add_(update, alpha=-group["lr"] * max(1.0, rows / columns) ** 0.5)
+                for target, part in zip(p.split(rows), update.split(rows), strict=True):
+                    scale = max(1.0, part.size(0) / part.size(1)) ** 0.5
+                    target.add_(orthogonalize(part), alpha=-group["lr"] * scale)
 
 
 def orthogonalize(matrix: Tensor, steps: int = 5) -> Tensor:
@@ -110,16 +120,35 @@ def build(model: nn.Module, settings: OptimizerSettings) -> list[torch.optim.Opt
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     use_muon = settings.muon_learning_rate is not None
     matrices = [p for name, p in named if use_muon and p.dim() == 2 and name.startswith("blocks.")]
-    taken = {id(p) for p in matrices}
-    rest = [p for _, p in named if id(p) not in taken]
+    chosen = {id(p) for p in matrices}
+    rest = [p for _, p in named if id(p) not in chosen]
     groups = [
         {"params": [p for p in rest if p.dim() > 1], "weight_decay": settings.weight_decay},
         {"params": [p for p in rest if p.dim() <= 1], "weight_decay": 0.0},
     ]
     optimizers = [_adamw([g for g in groups if g["params"]], settings)]
     if settings.muon_learning_rate is not None and matrices:
-        optimizers.append(Muon(matrices, settings.muon_learning_rate, settings.weight_decay))
+        stacked = _stacked_rows(model)
+        by_rows: dict[tuple[int, ...] | None, list[nn.Parameter]] = {}
+        for p in matrices:
+            by_rows.setdefault(stacked.get(id(p)), []).append(p)
+        muon_groups: list[dict[str, Any]] = [
+            {"params": params, "rows": None if rows is None else list(rows)}
+            for rows, params in by_rows.items()
+        ]
+        optimizers.append(Muon(muon_groups, settings.muon_learning_rate, settings.weight_decay))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]
     return optimizers
+
+
+def _stacked_rows(model: nn.Module) -> dict[int, tuple[int, ...]]:
+    """Heights of the query, key and value matrices in each fused projection, by the parameter's id."""
+    found: dict[int, tuple[int, ...]] = {}
+    for module in model.modules():
+        if isinstance(module, Attention):
+            config = module.config
+            N, K, H = config.num_heads, config.num_kv_heads, config.head_size
+            found[id(module.qkv.weight)] = (N * H, K * H, K * H)
+    return found

@@ -21,12 +21,13 @@ from starcoder.config import ModelConfig
 from starcoder.errors import ConfigError
 from starcoder.model import Transformer
 from starcoder.tokenizer import Tokenizer
-from starcoder.train import loop
+from starcoder.train import distributed, loop
+from starcoder.train.checkpoints import Checkpoints
 from starcoder.train.corpus import CorpusSettings, collect
 from starcoder.train.documents import FimSettings, read_texts
 from starcoder.train.optimizer import OptimizerSettings
 from starcoder.train.packing import Batch, PackedDocuments
-from starcoder.train.progress import Progress
+from starcoder.train.progress import Progress, Silent
 from starcoder.train.vocabulary import train_tokenizer
 
 log = logging.getLogger(__name__)
@@ -101,13 +102,35 @@ def _build(kind: type[T], values: dict[str, Any], where: str) -> T:
 
 
 def run(recipe: Recipe, console: Console) -> Path:
-    """Carry out `recipe`, going on where an earlier run of it stopped; the exported folder."""
+    """Carry out `recipe`, continuing an earlier run of it that was interrupted; the exported folder.
+
+    Under `torchrun` all processes train one model, each on its share of every step's rows.
+
+    Raises:
+        ConfigError: the recipe does not fit its data, or its rows do not divide among the processes.
+    """
+    if not torch.distributed.is_torchelastic_launched():
+        return _run(recipe, console, None)
+    with distributed.processes(recipe.device, distributed.Replicas) as group:
+        return _run(recipe, Console(quiet=True) if group.rank else console, group)
+
+
+def _run(recipe: Recipe, console: Console, group: distributed.Processes | None) -> Path:
     output = Path(recipe.output)
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
+    if group is not None and recipe.training.batch_size % group.size:
+        raise ConfigError(
+            f"{recipe.training.batch_size} rows a step do not divide among {group.size} processes",
+            f"make [training] batch_size a multiple of {group.size}",
+        )
+    if group is not None and group.rank > 0:
+        group.wait()  # the first process makes what is missing
     train_path, held_out_path = _corpus(recipe, output, console)
     texts, held_out = read_texts(train_path), read_texts(held_out_path)
     folder = _tokenizer(recipe, texts, output, console)
+    if group is not None and group.rank == 0:
+        group.wait()
     tokenizer = Tokenizer.load(folder)
     if tokenizer.vocab_size > recipe.model.vocab_size:
         raise ConfigError(
@@ -132,13 +155,23 @@ def run(recipe: Recipe, console: Console) -> Path:
         recipe.optimizer,
         output,
         held_out=held_out_batches(held_out, tokenizer, recipe.data),
-        progress=Progress(output, console),
+        progress=Progress(output, console) if group is None or group.rank == 0 else Silent(output, console),
+        group=group,
+        checkpoints=None if group is None else _checkpoints(recipe, output, group),
     )
     export = output / "model"
+    if group is not None and group.rank > 0:
+        return export
     checkpoint.save(model.cpu(), export)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (export / name).write_bytes((folder / name).read_bytes())
     return export
+
+
+def _checkpoints(recipe: Recipe, output: Path, group: distributed.Processes) -> Checkpoints:
+    return distributed.ReplicatedCheckpoints(
+        output / "checkpoints", group, keep=recipe.training.keep_checkpoints
+    )
 
 
 def held_out_batches(texts: Sequence[str], tokenizer: Tokenizer, settings: DataSettings) -> list[Batch]:

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from starcoder.train.optimizer import Muon, OptimizerSettings, Schedule, build, orthogonalize, rate_at
+from tests.tiny import make_model
 
 
 def test_every_schedule_warms_up_and_stays_within_its_peak() -> None:
@@ -49,6 +50,29 @@ def test_muon_gets_the_matrices_of_blocks_and_adamw_the_rest() -> None:
     assert muon.param_groups[0]["params"] == [model.blocks[0].weight]
     decayed = {id(p): g["weight_decay"] > 0 for g in adamw.param_groups for p in g["params"]}
     assert decayed == {id(model.embed.weight): True, id(model.blocks[0].bias): False}
+
+
+def test_muon_orthogonalizes_queries_keys_and_values_each_alone() -> None:
+    """As it would update three matrices of their own, with each one's own scale."""
+    model = make_model("starcoder2")
+    qkv = model.blocks[0].attention.qkv.weight
+    heads, H = model.config.num_heads, model.config.head_size
+    rows = [heads * H, model.config.num_kv_heads * H, model.config.num_kv_heads * H]
+    parts = [nn.Parameter(part.detach().clone()) for part in qkv.split(rows)]
+    separate = Muon(parts, lr=0.1, weight_decay=0.1)
+    _, muon = build(model, OptimizerSettings(learning_rate=0, muon_learning_rate=0.1))
+    for step in range(3):
+        qkv.grad = torch.randn(qkv.shape, generator=torch.Generator().manual_seed(step))
+        for part, grad in zip(parts, qkv.grad.split(rows), strict=True):
+            part.grad = grad.clone()
+        muon.step()
+        separate.step()
+    assert torch.equal(torch.cat(list(parts)), qkv)
+    whole = nn.Parameter(qkv.detach().clone())
+    whole.grad = qkv.grad
+    Muon([whole], lr=0.1, weight_decay=0.1).step()
+    muon.step()
+    assert not torch.allclose(whole, qkv, atol=1e-3)
 
 
 def test_muon_finds_the_least_squares_solution() -> None:
