@@ -17,6 +17,7 @@ from starcoder.train import distributed
 from starcoder.train.loop import LoopSettings, evaluate, train
 from starcoder.train.progress import Progress
 from tests.tiny import make_checkpoint
+from tests.train.test_loop import RECIPE
 from tests.train.two_ranks import LOOP, OPTIMIZER, Stream
 
 SCRIPT = Path(__file__).with_name("two_ranks.py")
@@ -125,3 +126,24 @@ def test_what_cannot_be_is_refused_before_anything_is_loaded(tmp_path):
         distributed.build(tmp_path, group, adapter=AdapterSettings(), quantize="int8")
     with pytest.raises(ConfigError, match="do not learn"):
         distributed.build(tmp_path, group, quantize="int8", sharding="none")
+
+
+@pytest.mark.slow
+def test_two_processes_pretrain_the_model_that_one_does(tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").write_text(
+        RECIPE.replace("batch_size = 2", "batch_size = 4").replace("max_steps = 30", "max_steps = 4")
+        + "muon_learning_rate = 0.02\n"
+    )
+    (tmp_path / "data.jsonl").write_text("".join(f'{{"content": "x = {i}\\n"}}\n' for i in range(99)))
+    environment = os.environ | {"PYTHONPATH": str(SCRIPT.parents[2]), "OMP_NUM_THREADS": "1"}
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    for name, start in (("one", []), ("two", launcher)):
+        command = [sys.executable, *start, "-m", "starcoder", "pretrain", "recipe.toml", "--output", name]
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=240
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert f"{name}/model" in done.stdout
+    one, two = (checkpoint.load(tmp_path / name / "model") for name in ("one", "two"))
+    for (name, x), y in zip(one.named_parameters(), two.parameters(), strict=True):
+        assert torch.allclose(x, y, atol=1e-5), name
