@@ -32,7 +32,7 @@ from shapes import SHAPES, Numbers, packed_model
 from starcoder.engine.engine import Engine
 from starcoder.engine.settings import EngineSettings
 from starcoder.kernels import describe, native
-from starcoder.kernels.memory import Room
+from starcoder.kernels.memory import Arena
 from starcoder.model import Transformer
 from starcoder.quantize import QuantizedEmbedding, Scheme
 from starcoder.request import CompletionRequest, SamplingParams
@@ -124,7 +124,7 @@ def measure(ours: Ours, shape: str, scheme: Scheme, options: argparse.Namespace)
     """One round."""
     gguf = options.peers / f"{shape}-{PEERS[scheme]}.gguf"
     buffer = torch.ones(1 << 28, dtype=torch.uint8)
-    in_large_pages = Room().empty(buffer.shape, buffer.dtype).fill_(1)
+    in_large_pages = Arena().empty(buffer.shape, buffer.dtype).fill_(1)
     with paused(options.pause):
         row = {
             "bandwidth": bandwidth(buffer, options.threads),

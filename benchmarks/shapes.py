@@ -11,7 +11,7 @@ from torch import Tensor
 
 from starcoder import checkpoint
 from starcoder.config import ModelConfig
-from starcoder.kernels.memory import Room
+from starcoder.kernels.memory import Arena
 from starcoder.kernels.packed import COLUMNS
 from starcoder.model import Transformer
 from starcoder.prompts import Sentinels
@@ -72,8 +72,8 @@ def float_folder(folder: Path, config: ModelConfig, dtype: torch.dtype = torch.f
 
 def packed_model(config: ModelConfig, scheme: Scheme) -> Transformer:
     """Any integers that the format allows, with scales that keep activations in bounds."""
-    model, room = _expecting(config, scheme), Room()
-    state = {name: room.empty(tensor.shape, tensor.dtype) for name, tensor in model.state_dict().items()}
+    model, arena = _expecting(config, scheme), Arena()
+    state = {name: arena.empty(tensor.shape, tensor.dtype) for name, tensor in model.state_dict().items()}
     model.load_state_dict(state, assign=True)
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():

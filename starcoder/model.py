@@ -125,8 +125,8 @@ def _torch_varlen() -> _Varlen | None:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
         return None
-    is_able = {"window_size", "enable_gqa"} <= inspect.signature(varlen_attn).parameters.keys()
-    return cast(_Varlen, varlen_attn) if is_able else None
+    is_supported = {"window_size", "enable_gqa"} <= inspect.signature(varlen_attn).parameters.keys()
+    return cast(_Varlen, varlen_attn) if is_supported else None
 
 
 def causal_attention(q_BTNH: Tensor, k_BTKH: Tensor, v_BTKH: Tensor, window: int | None = None) -> Tensor:

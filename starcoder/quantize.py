@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from starcoder.errors import ConfigError
 from starcoder.kernels import cuda
-from starcoder.kernels.memory import Room
+from starcoder.kernels.memory import Arena
 from starcoder.kernels.ops import quantized_linear, quantized_rows
 from starcoder.kernels.packed import COLUMNS, Packed, Scheme, dequantize, pack, packed_shapes, unpack
 from starcoder.kernels.rounding import round_rows
@@ -93,7 +93,7 @@ class QuantizedLinear(_Quantized):
         shape = self._shape
         num_rows = x.numel() // shape.inputs
         if (
-            cuda.is_able(x)
+            cuda.supports_int4(x)
             and 0 < num_rows < cuda.MANY_ROWS
             and not (torch.is_grad_enabled() and x.requires_grad)
         ):
@@ -113,7 +113,7 @@ class QuantizedLinear(_Quantized):
     def _by_tensor_cores(self, x: Tensor) -> Tensor:
         if self._tiled is None or self._tiled[0] is not self.data:
             self._tiled = self.data, cuda.tiled(self.packed)
-        out = cuda.few_rows(x.reshape(-1, self.in_features), self._tiled[1])
+        out = cuda.small_batch(x.reshape(-1, self.in_features), self._tiled[1])
         if self.bias is not None:
             out = out + self.bias.to(x.dtype)
         return out.view(*x.shape[:-1], self.out_features)
@@ -152,11 +152,11 @@ def quantize(model: nn.Module, scheme: Scheme, *, method: Method = "search") -> 
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     layers: list[LayerReport] = []
     done: dict[int, Packed] = {}
-    room = Room()
+    arena = Arena()
     for site in _sites(model, scheme):
         weight = site.module.weight.detach()
         if id(site.module.weight) not in done:
-            packed, error = quantize_with_error(weight, site.scheme, site.group_size, method, room)
+            packed, error = quantize_with_error(weight, site.scheme, site.group_size, method, arena)
             done[id(site.module.weight)] = packed
             size, (columns, inputs) = packed.size_bytes, weight.shape
             layers.append(LayerReport(site.name, site.scheme, columns, inputs, size, error))
@@ -230,17 +230,17 @@ def quantize_matrix(
     `nearest` scales each group by its largest weight; for int4 `search` tries other scales too and keeps
     the one with the least squared error.
     """
-    return quantize_with_error(weight, scheme, group_size or _GROUP_SIZES[scheme], method, Room())[0]
+    return quantize_with_error(weight, scheme, group_size or _GROUP_SIZES[scheme], method, Arena())[0]
 
 
 def quantize_with_error(
-    weight: Tensor, scheme: Scheme, group_size: int, method: Method, room: Room
+    weight: Tensor, scheme: Scheme, group_size: int, method: Method, arena: Arena
 ) -> tuple[Packed, float]:
-    """As `quantize_matrix`, in `room`, and the root of the squared error over the squared weights."""
+    """As `quantize_matrix`, in `arena`, and the root of the squared error over the squared weights."""
     columns, inputs = weight.shape
     data_shape, scale_shape = packed_shapes(scheme, columns, inputs, group_size)
-    data = room.empty(data_shape, torch.uint8, weight.device)
-    scales = room.empty(scale_shape, torch.uint8, weight.device)
+    data = arena.empty(data_shape, torch.uint8, weight.device)
+    scales = arena.empty(scale_shape, torch.uint8, weight.device)
     # At 8 bits, cutting the largest weight costs more than a finer scale gains: one candidate.
     factors = _FACTORS if method == "search" and scheme == "int4" else [1.0]
     step = max(1, (1 << 20) // (COLUMNS * inputs)) * COLUMNS

@@ -13,7 +13,7 @@ Layout = Literal["auto", "psm", "spm"]
 FinishReason = Literal["eos", "stop", "length", "deadline", "abort"]
 StopAt = Literal["line", "block", "function", "indent"]
 GrammarKind = Literal["json_schema", "regex", "gbnf", "lark"]
-HygieneRule = Literal["auto", "loop", "prefix", "suffix", "brackets", "blank"]
+PostprocessRule = Literal["auto", "loop", "prefix", "suffix", "brackets", "blank"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,13 +99,13 @@ class CompletionRequest:
     sampling: SamplingParams = SamplingParams()
     session: str | None = None  # newest request of a session wins
     priority: int = 0  # higher runs first
-    hygiene: tuple[HygieneRule, ...] | None = None  # what is trimmed; None: nothing, "auto": what suits
+    postprocess: tuple[PostprocessRule, ...] | None = None  # rules that trim; "auto": those that suit
 
     def __post_init__(self) -> None:
-        known = get_args(HygieneRule)
-        for rule in self.hygiene or ():
+        known = get_args(PostprocessRule)
+        for rule in self.postprocess or ():
             if rule not in known:
-                raise RequestError(f"hygiene has {rule!r}; expected rules among {', '.join(known)}")
+                raise RequestError(f"postprocess has {rule!r}; expected rules among {', '.join(known)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +142,7 @@ class Chunk:
     finish_reason: FinishReason | None = None
     stop: str | int | None = None  # the stop string or stop id that ended it
     usage: Usage | None = None
-    trimmed: tuple[str, ...] = ()  # on a last chunk: the hygiene rules that took something away
+    trimmed: tuple[str, ...] = ()  # on a last chunk: the postprocess rules that took something away
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -22,7 +22,7 @@ from starcoder.checkpoint.names import (
 )
 from starcoder.config import ModelConfig
 from starcoder.errors import CheckpointError, ConfigError
-from starcoder.kernels.memory import Room, read_in_large_pages
+from starcoder.kernels.memory import Arena, read_in_large_pages
 from starcoder.kernels.packed import Packed
 from starcoder.model import Transformer
 from starcoder.quantize import (
@@ -190,7 +190,7 @@ def _quantize(
             state[name] = weights.take(name, shape, device, dtype)
             continue
         weight, wanted = weights.once(name, shape).to(device), module.packed
-        matrix, error = quantize_with_error(weight, wanted.scheme, wanted.group_size, method, weights.room)
+        matrix, error = quantize_with_error(weight, wanted.scheme, wanted.group_size, method, weights.arena)
         state |= {f"{module_name}.data": matrix.data, f"{module_name}.scales": matrix.scales}
         if note is not None:
             note(module_name, matrix, error)
@@ -254,7 +254,7 @@ class _Weights:
             self._drop_head()
         self._check_names(folder, our_names)
         self._own_dtype = self._tensors[their_names(config, EMBEDDING)[0]].dtype
-        self.room = Room()  # for what does not stay mapped
+        self.arena = Arena()  # for what does not stay mapped
         self._waiting: dict[str, Tensor] = {}
         self._waiting_file, self._waiting_bytes = folder, 0
 
@@ -303,7 +303,7 @@ class _Weights:
         if not is_converted and tensor.is_contiguous():
             read_in_large_pages([tensor])
             return tensor
-        out = self.room.empty(shape, dtype, device)
+        out = self.arena.empty(shape, dtype, device)
         if is_interleaved_qkv:
             N, H = self._config.num_heads, self._config.head_size
             source = self._read(theirs[0]).view(N, 3, H, *shape[1:])

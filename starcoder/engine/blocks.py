@@ -24,7 +24,7 @@ class Table:
     blocks: list[int] = field(default_factory=list)
     expected: int = 0  # blocks it may have in the end: a hint for where to allocate
     key: bytes = ROOT  # of the full blocks made known so far
-    num_known: int = 0  # blocks made known so far
+    num_published: int = 0  # blocks made known so far
     reserved: range = range(0)  # where the sequence hopes to grow, so that its blocks stay neighbours
 
 
@@ -76,7 +76,7 @@ class Pool:
                 break
             self._hold(block)
             table.blocks.append(block)
-            table.key, table.num_known = _key(table.key, piece), table.num_known + 1
+            table.key, table.num_published = _key(table.key, piece), table.num_published + 1
             matched += self.block_size
         return matched + self._match_part(tokens[matched : min(limit, matched + self.block_size)], table)
 
@@ -102,7 +102,7 @@ class Pool:
             return 0
         if length == len(self._content[best].tokens) < self.block_size and not self._holders[best]:
             self._hold(best)
-            self._forget(best)
+            self._unpublish(best)
             table.blocks.append(best)
         elif self.num_available > (0 if self._holders[best] else 1):
             self._hold(best)  # or the search for a block might evict it
@@ -132,26 +132,26 @@ class Pool:
         """A second table over the same blocks; whoever writes first into a shared block gets a copy."""
         for block in table.blocks:
             self._hold(block)
-        return Table(list(table.blocks), table.expected, table.key, table.num_known)
+        return Table(list(table.blocks), table.expected, table.key, table.num_published)
 
-    def know(self, table: Table, tokens: Sequence[int], num_computed: int) -> None:
+    def publish(self, table: Table, tokens: Sequence[int], num_computed: int) -> None:
         """Let others find the full blocks of `tokens[:num_computed]`."""
-        while (table.num_known + 1) * self.block_size <= num_computed:
-            at = table.num_known * self.block_size
+        while (table.num_published + 1) * self.block_size <= num_computed:
+            at = table.num_published * self.block_size
             piece = tuple(tokens[at : at + self.block_size])
-            self._remember(table.blocks[table.num_known], table.key, piece)
-            table.key, table.num_known = _key(table.key, piece), table.num_known + 1
+            self._publish(table.blocks[table.num_published], table.key, piece)
+            table.key, table.num_published = _key(table.key, piece), table.num_published + 1
 
     def release(self, table: Table, tokens: Sequence[int], num_computed: int) -> None:
         """Give all blocks back; what they hold of `tokens[:num_computed]` stays known until evicted."""
-        self.know(table, tokens, num_computed)
-        at = table.num_known * self.block_size
-        if at < num_computed and self._holders[table.blocks[table.num_known]] == 1:
-            self._remember(table.blocks[table.num_known], table.key, tuple(tokens[at:num_computed]))
+        self.publish(table, tokens, num_computed)
+        at = table.num_published * self.block_size
+        if at < num_computed and self._holders[table.blocks[table.num_published]] == 1:
+            self._publish(table.blocks[table.num_published], table.key, tuple(tokens[at:num_computed]))
         for block in reversed(table.blocks):  # ends are evicted before the beginnings they hang on
             self._drop(block)
         self._unreserve(table)
-        table.blocks, table.key, table.num_known = [], ROOT, 0
+        table.blocks, table.key, table.num_published = [], ROOT, 0
 
     def clear(self) -> None:
         """Forget all cached content."""
@@ -223,17 +223,17 @@ class Pool:
 
     def _evict(self, block: int) -> None:
         del self._cached[block]
-        self._forget(block)
+        self._unpublish(block)
         self._state[block] = _FREE
         self._num_free += 1
 
-    def _remember(self, block: int, parent: bytes, tokens: tuple[int, ...]) -> None:
+    def _publish(self, block: int, parent: bytes, tokens: tuple[int, ...]) -> None:
         siblings = self._children.setdefault(parent, {})
         if tokens not in siblings and block not in self._content:
             siblings[tokens] = block
             self._content[block] = _Content(parent, tokens)
 
-    def _forget(self, block: int) -> None:
+    def _unpublish(self, block: int) -> None:
         content = self._content.pop(block)
         siblings = self._children[content.parent]
         del siblings[content.tokens]

@@ -15,15 +15,15 @@ from starcoder.engine import scheduler
 from starcoder.engine.blocks import Pool
 from starcoder.engine.cache import Cache, bytes_per_token, default_cache_bytes
 from starcoder.engine.constraint import Grammars
+from starcoder.engine.drafts import Cost, Drafts
 from starcoder.engine.live import LiveRequest, Sample
 from starcoder.engine.native import NativeRunner
 from starcoder.engine.runner import Runner
 from starcoder.engine.sampling import Draw, Drawn, sample
 from starcoder.engine.scheduler import Scheduler, Segment
-from starcoder.engine.session import Answer, Plan, Sessions
+from starcoder.engine.sessions import Answer, Plan, Sessions
 from starcoder.engine.settings import EngineSettings, EngineStats
-from starcoder.engine.speculate import Cost, Drafts
-from starcoder.engine.stopping import Stopper, Surroundings
+from starcoder.engine.stopping import CursorContext, Stopper
 from starcoder.errors import CapacityError, ConfigError, RequestError
 from starcoder.model import Transformer
 from starcoder.prompts import build
@@ -79,7 +79,7 @@ class Engine:
         self._repeated: list[tuple[str, Chunk]] = []  # whole answers that need no model, for `_advance`
         self._outbox: list[Chunk] = []  # for the next `step`
         self._mail: dict[str, deque[Chunk]] = {}  # for requests that `generate` added
-        self._speculate, self._draft_cost = settings.speculate, Cost()
+        self._speculate, self._draft_cost = settings.drafts, Cost()
         self._num_added = self._num_steps = self._num_computed = self._num_generated = 0
         self._num_drafted = self._num_accepted = 0
 
@@ -156,7 +156,7 @@ class Engine:
         seed = randbits(63) if params.seed is None else params.seed
         id_ = str(self._num_added)
         live = LiveRequest(
-            id_, name or id_, request, plan, prompt, self._clock(), seed, num_unborn=params.n - 1
+            id_, name or id_, request, plan, prompt, self._clock(), seed, num_pending_forks=params.n - 1
         )
         sequence = scheduler.Sequence(
             list(prompt.tokens),
@@ -299,11 +299,11 @@ class Engine:
             at = rows.stop
             first = self._samples[segment.sequence]
             turns.append(_Turn(first, rows, segment.draft))
-            for index in range(1, first.request.num_unborn + 1):
+            for index in range(1, first.request.num_pending_forks + 1):
                 rank = (*segment.sequence.rank[:2], index)
                 twin = self._scheduler.fork(segment.sequence, rank)
                 turns.append(_Turn(self._join(first.request, twin, index), rows, ()))
-            first.request.num_unborn = 0
+            first.request.num_pending_forks = 0
         return turns
 
     def _hand_out(self, turn: "_Turn", drawn: Sequence[Drawn], now: float) -> None:
@@ -327,12 +327,12 @@ class Engine:
     def _join(self, live: LiveRequest, sequence: scheduler.Sequence, index: int) -> Sample:
         request, prompt = live.request, live.prompt
         params = request.sampling
-        around = Surroundings(
+        around = CursorContext(
             before=request.prefix,
             after=request.suffix,
             inserted=live.plan.inserted,
             newline=prompt.newline,
-            rules=request.hygiene or (),
+            rules=request.postprocess or (),
         )
         stopper = Stopper(params, self._tokenizer.stream(), end_ids=prompt.end_ids, around=around)
         draw = Draw(params, live.seed, index)
@@ -374,10 +374,10 @@ class Engine:
 
     def _end(self, live: LiveRequest, reason: FinishReason) -> None:
         now = self._clock()
-        for index in range(1, live.num_unborn + 1):
+        for index in range(1, live.num_pending_forks + 1):
             twin = self._scheduler.fork(live.samples[0].sequence, (*live.samples[0].sequence.rank[:2], index))
             self._join(live, twin, index)
-        live.num_unborn = 0
+        live.num_pending_forks = 0
         for one in list(live.samples):
             self._send(one.end(reason, now), one)
 

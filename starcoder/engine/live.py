@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from starcoder.engine.drafts import Drafts
 from starcoder.engine.sampling import Draw, Drawn
 from starcoder.engine.scheduler import Sequence
-from starcoder.engine.session import Answer, Plan
-from starcoder.engine.speculate import Drafts
+from starcoder.engine.sessions import Answer, Plan
 from starcoder.engine.stopping import Stopper
 from starcoder.prompts import Prompt
 from starcoder.request import Chunk, CompletionRequest, FinishReason, TokenLogprob, Usage
@@ -96,7 +96,7 @@ class LiveRequest:
     seed: int
     started_at: float | None = None  # when it left the queue
     samples: list[Sample] = field(default_factory=list)  # those that have not ended
-    num_unborn: int = 0  # samples that wait for the prompt
+    num_pending_forks: int = 0  # samples that wait for the prompt
 
     @property
     def deadline(self) -> float | None:

@@ -17,8 +17,8 @@ from starcoder.request import (
     Completion,
     CompletionRequest,
     ContextFile,
-    HygieneRule,
     Layout,
+    PostprocessRule,
     SamplingParams,
     StopAt,
     collect,
@@ -54,7 +54,7 @@ class Options(TypedDict, total=False):
     logprobs: int | None
     deadline_ms: float | None
     deadline_at: Literal["token", "line"]
-    hygiene: tuple[HygieneRule, ...] | None
+    postprocess: tuple[PostprocessRule, ...] | None
 
 
 class Model:

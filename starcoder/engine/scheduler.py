@@ -153,7 +153,7 @@ class Scheduler:
         for segment in segments:
             end = segment.end - len(segment.draft)  # whoever checks the draft counts what is right
             segment.sequence.num_computed = end
-            self.pool.know(segment.sequence.table, segment.sequence.tokens, end)
+            self.pool.publish(segment.sequence.table, segment.sequence.tokens, end)
 
     def _plan(self, sequence: Sequence, plan: _Plan) -> None:
         """Plan as much of a running sequence as the budget allows, at others' expense or its own."""

@@ -16,14 +16,14 @@ class EngineSettings:
     max_queue: int = 1024  # that wait; more are a CapacityError
     max_sessions: int = 256  # whose last request is remembered
     prepare: bool = False  # while idle, complete what a session will ask if its last answer is accepted
-    speculate: int = 0  # most tokens of a draft, for greedy requests; 0 is off
+    drafts: int = 0  # most tokens of a draft, for greedy requests; 0 is off
 
     def __post_init__(self) -> None:
         for name in ("block_size", "max_step_tokens", "max_sequences", "max_queue", "max_sessions"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected at least 1")
-        if self.speculate < 0:
-            raise ConfigError(f"speculate is {self.speculate}; expected 0 (off) or more")
+        if self.drafts < 0:
+            raise ConfigError(f"drafts is {self.drafts}; expected 0 (off) or more")
         if self.max_sequences > self.max_step_tokens:
             raise ConfigError(
                 f"max_sequences {self.max_sequences} is above max_step_tokens {self.max_step_tokens}",

@@ -1,7 +1,7 @@
 """Stopping: from drawn tokens to text, and when a sample ends.
 
 The token that ends a sample by its id (an end token or one of `stop_ids`) is in neither its tokens
-nor its text. A stop string is cut from the text, and so is what lies beyond the scope or what hygiene
+nor its text. A stop string is cut from the text, and so is what lies beyond the scope or what postprocess
 trims, but the tokens stay in the tokens. Text is held back only while it may still be cut, or while it
 is half a character.
 """
@@ -10,10 +10,10 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from starcoder.engine import hygiene
+from starcoder.engine import postprocess
 from starcoder.engine.scopes import Scope, WholeLines
 from starcoder.engine.stopstrings import StopStrings
-from starcoder.request import FinishReason, HygieneRule, SamplingParams
+from starcoder.request import FinishReason, PostprocessRule, SamplingParams
 
 
 class Decoder(Protocol):
@@ -24,14 +24,14 @@ class Decoder(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Surroundings:
+class CursorContext:
     """What a completion stands in, for the rules that look at it. The text as the user has it."""
 
     before: str = ""
     after: str | None = None
     inserted: str = ""  # the beginning of `after` that the model did not see
     newline: Literal["\n", "\r\n"] = "\n"
-    rules: Sequence[HygieneRule] = ()
+    rules: Sequence[PostprocessRule] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +53,9 @@ class Stopper:
         decoder: Decoder,
         *,
         end_ids: Collection[int] = (),
-        around: Surroundings | None = None,
+        around: CursorContext | None = None,
     ):
-        around = around or Surroundings()
+        around = around or CursorContext()
         self._params, self._decoder = params, decoder
         self._end_ids = frozenset() if params.ignore_eos else frozenset(end_ids)
         self._newlines = Newlines() if around.newline == "\r\n" else None
@@ -68,7 +68,7 @@ class Stopper:
 
     @property
     def trimmed(self) -> tuple[str, ...]:
-        """The hygiene rules that took text away, once the sample has ended."""
+        """The postprocess rules that took text away, once the sample has ended."""
         return tuple(stage.name for stage in self._filters if stage.is_trimmed)
 
     def push(self, token: int) -> Outcome:
@@ -123,16 +123,18 @@ class Stopper:
         return text.replace("\n", "\r\n") if self._newlines else text
 
 
-def _filters(params: SamplingParams, around: Surroundings, lines: WholeLines | None) -> list[hygiene.Filter]:
+def _filters(
+    params: SamplingParams, around: CursorContext, lines: WholeLines | None
+) -> list[postprocess.Filter]:
     before, after = around.before, around.after
     if around.newline == "\r\n":
         before, after = _unix(before), None if after is None else _unix(after)
-    stages: list[hygiene.Filter] = []
+    stages: list[postprocess.Filter] = []
     if params.stop_at or params.min_indent is not None or params.max_lines is not None:
         stages.append(Scope(params, before))
     if lines is not None:
         stages.append(lines)
-    return stages + hygiene.filters(around.rules, before, after, inserted=_unix(around.inserted))
+    return stages + postprocess.filters(around.rules, before, after, inserted=_unix(around.inserted))
 
 
 def _unix(text: str) -> str:

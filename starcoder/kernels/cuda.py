@@ -66,7 +66,7 @@ def tiled(packed: Packed, convert: Convert = convert_for_cuda) -> Tiled:
     return Tiled(packed.columns, packed.inputs, packed.group_size, tuple(parts))
 
 
-def few_rows(x: Tensor, weight: Tiled, multiply: Multiply = torch.ops.aten._weight_int4pack_mm) -> Tensor:
+def small_batch(x: Tensor, weight: Tiled, multiply: Multiply = torch.ops.aten._weight_int4pack_mm) -> Tensor:
     """x (rows, inputs) bfloat16 times the transposed weight: (rows, columns) bfloat16."""
     groups = -(-weight.inputs // weight.group_size)
     x = F.pad(x, (0, groups * weight.group_size - weight.inputs)).contiguous()
@@ -74,6 +74,6 @@ def few_rows(x: Tensor, weight: Tiled, multiply: Multiply = torch.ops.aten._weig
     return torch.stack(products).sum(0)[:, : weight.columns]
 
 
-def is_able(x: Tensor) -> bool:
+def supports_int4(x: Tensor) -> bool:
     """Whether torch's int4 matmul takes x: bfloat16, on CUDA of compute capability 8.0 or newer."""
     return x.is_cuda and x.dtype == torch.bfloat16 and torch.cuda.get_device_capability(x.device) >= (8, 0)

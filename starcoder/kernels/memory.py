@@ -20,7 +20,7 @@ _ALIGNMENT = 64  # bytes of a cache line
 _CPU = torch.device("cpu")
 
 
-class Room:
+class Arena:
     """Memory for tensors, of the CPU one behind the other. What is not written to takes none."""
 
     def __init__(self) -> None:

@@ -98,7 +98,7 @@ class NativeStep:
     ) -> Tensor:
         """Logits (len(rows), V) of the flat tokens numbered `rows`; stores keys and values of all.
 
-        `best`, an `array("i")` of as many places, takes the token of the largest logit of each row.
+        `best`, an `array("i")` of as many positions, takes the token of the largest logit of each row.
         """
         logits = torch.empty(len(rows), self._vocab_size)
         self._run(segments, rows, threads, logits=logits, best=best)
@@ -124,24 +124,24 @@ class NativeStep:
     ) -> None:
         step, stride = self._step, max(len(segment.blocks) for segment in segments)
         tokens: list[int] = []
-        places: list[int] = []
+        positions: list[int] = []
         tables: list[int] = []
         for segment in segments:
             new = segment.tokens
             tokens += new
-            places += range(segment.past, segment.past + len(new))
+            positions += range(segment.past, segment.past + len(new))
             tables += segment.blocks
             tables += [0] * (stride - len(segment.blocks))
-        news = [len(segment.tokens) for segment in segments]
-        pasts = [segment.past for segment in segments]
+        new_lens = [len(segment.tokens) for segment in segments]
+        past_lens = [segment.past for segment in segments]
         step.num_tokens, step.num_segments, step.num_rows = len(tokens), len(segments), len(rows)
         step.table_stride = stride
-        numbers = array("i", [*tokens, *places, *news, *pasts, *tables, *rows])
+        numbers = array("i", [*tokens, *positions, *new_lens, *past_lens, *tables, *rows])
         step.tokens, _ = numbers.buffer_info()
-        step.places = step.tokens + numbers.itemsize * len(tokens)
-        step.news = step.places + numbers.itemsize * len(tokens)
-        step.pasts = step.news + numbers.itemsize * len(segments)
-        step.tables = step.pasts + numbers.itemsize * len(segments)
+        step.positions = step.tokens + numbers.itemsize * len(tokens)
+        step.new_lens = step.positions + numbers.itemsize * len(tokens)
+        step.past_lens = step.new_lens + numbers.itemsize * len(segments)
+        step.tables = step.past_lens + numbers.itemsize * len(segments)
         step.rows = step.tables + numbers.itemsize * len(tables)
         step.hidden = None if hidden is None else hidden.data_ptr()
         step.logits = None if logits is None else logits.data_ptr()

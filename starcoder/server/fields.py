@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, ValidationError
 
 from starcoder.prompts import MARKER, split_marker
-from starcoder.request import CompletionRequest, ContextFile, HygieneRule, Layout, SamplingParams, StopAt
+from starcoder.request import CompletionRequest, ContextFile, Layout, PostprocessRule, SamplingParams, StopAt
 from starcoder.server import rawprompt, structure
 from starcoder.server.exchange import Facts, Refusal
 
@@ -28,14 +28,14 @@ Stop = Annotated[tuple[str, ...], BeforeValidator(_listed)]
 
 
 def _switched(value: object) -> object:
-    """Hygiene as a switch, one rule or a list of rules."""
+    """Postprocess as a switch, one rule or a list of rules."""
     switches: dict[object, tuple[str, ...]] = {True: ("auto",), "on": ("auto",), False: (), "off": ()}
     if isinstance(value, bool | str):
         return switches.get(value, (value,))
     return value
 
 
-Hygiene = Annotated[tuple[HygieneRule, ...], BeforeValidator(_switched)]
+Postprocess = Annotated[tuple[PostprocessRule, ...], BeforeValidator(_switched)]
 
 
 class Body(BaseModel):
@@ -98,7 +98,7 @@ class Common(Body):
     max_lines: int | None = None
     deadline_ms: float | None = Field(default=None, description="end after this time")
     deadline_at: Literal["token", "line"] = Field(default="token", description="line: end at a whole line")
-    hygiene: Hygiene = Field(default=(), description="true, false, or the rules that may trim the text")
+    postprocess: Postprocess = Field(default=(), description="true, false, or the rules that may trim")
     layout: Layout = "auto"
     path: str | None = Field(default=None, description="of the file being completed")
     repo: str | None = None
@@ -151,7 +151,7 @@ class Common(Body):
             sampling=params,
             session=self.session,
             priority=self.priority,
-            hygiene=self.hygiene or None,
+            postprocess=self.postprocess or None,
         )
 
     def prompt_request(self, text: str, params: SamplingParams, facts: Facts) -> CompletionRequest:

@@ -65,7 +65,7 @@ class Metrics:
         self._prefilled = counter("prefilled_tokens", "Prompt tokens that were computed")
         self._cached = counter("cached_tokens", "Prompt tokens that came from the prefix cache")
         self._dropped = counter("dropped_characters", "Text for which the context had no room")
-        self._trimmed = counter("trimmed", "Samples that a hygiene rule took text away from", "rule")
+        self._trimmed = counter("trimmed", "Samples that a postprocess rule took text away from", "rule")
         self._events = counter("completions", "What editors did with completions", "event")
         self._duration = histogram(
             "request_duration_seconds", "From a request's start to its answer", _SECONDS

@@ -9,7 +9,7 @@ def fill(pool, tokens):
     """A table that holds `tokens`, computed and known."""
     table = Table(expected=pool.blocks_for(len(tokens)))
     assert pool.grow(table, 0, len(tokens))
-    pool.know(table, tokens, len(tokens))
+    pool.publish(table, tokens, len(tokens))
     return table
 
 
@@ -98,7 +98,7 @@ def test_no_block_is_lost_or_held_twice_in_a_random_life():
                 tokens, table = [rng.randrange(2) for _ in range(rng.randrange(1, 30))], Table()
                 matched = pool.match(tokens, table)
                 if pool.grow(table, matched, len(tokens)):
-                    pool.know(table, tokens, len(tokens))
+                    pool.publish(table, tokens, len(tokens))
                     held.append((table, tokens, len(tokens)))
                 else:
                     pool.release(table, tokens, matched)

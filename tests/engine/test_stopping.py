@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from starcoder.engine.stopping import Newlines, Stopper, Surroundings
+from starcoder.engine.stopping import CursorContext, Newlines, Stopper
 from starcoder.engine.stopstrings import StopStrings
 from starcoder.request import SamplingParams
 
@@ -77,7 +77,7 @@ class Bytes:
 
 def run(text, **options):
     """What a stopper makes of a text that comes byte by byte: text, finish reason, stop, tokens kept."""
-    end_ids, around = options.pop("end_ids", ()), Surroundings(newline=options.pop("newline", "\n"))
+    end_ids, around = options.pop("end_ids", ()), CursorContext(newline=options.pop("newline", "\n"))
     params = SamplingParams(**{"max_tokens": 1000} | options)
     stopper = Stopper(params, Bytes(), end_ids=end_ids, around=around)
     released, kept = "", 0

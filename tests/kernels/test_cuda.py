@@ -38,7 +38,7 @@ def assert_close(found: Tensor, x: Tensor, packed: Packed) -> None:
 def test_tiled_weights_multiply_as_packed_ones(scheme, columns, inputs):
     packed, x = matrix(scheme, columns, inputs), rows(5, inputs)
     weight = cuda.tiled(packed, convert_for_cpu)
-    found = cuda.few_rows(x, weight, torch.ops.aten._weight_int4pack_mm_for_cpu)
+    found = cuda.small_batch(x, weight, torch.ops.aten._weight_int4pack_mm_for_cpu)
     assert_close(found, x, packed)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from starcoder.kernels.memory import Room, read_in_large_pages
+from starcoder.kernels.memory import Arena, read_in_large_pages
 
 LARGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
@@ -18,9 +18,9 @@ def large_page_bytes() -> int:
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.bfloat16])
 def test_tensors_of_a_room_never_overlap(dtype):
-    room = Room()
+    arena = Arena()
     shapes = [(3, 5), (), (1, 70_000_000 // dtype.itemsize), (17,), (0, 4), (64, 64)]
-    tensors = [room.empty(shape, dtype).fill_(number) for number, shape in enumerate(shapes)]
+    tensors = [arena.empty(shape, dtype).fill_(number) for number, shape in enumerate(shapes)]
     for number, (tensor, shape) in enumerate(zip(tensors, shapes, strict=True)):
         assert tensor.shape == shape and tensor.dtype == dtype and tensor.is_contiguous()
         assert bool((tensor == number).all()), "what was written later went elsewhere"
@@ -28,13 +28,13 @@ def test_tensors_of_a_room_never_overlap(dtype):
 
 
 def test_a_tensor_outlives_its_room():
-    tensors = [Room().empty((1000,), torch.float32).fill_(number) for number in range(20)]
+    tensors = [Arena().empty((1000,), torch.float32).fill_(number) for number in range(20)]
     gc.collect()
     assert [float(tensor.sum()) for tensor in tensors] == [1000.0 * number for number in range(20)]
 
 
 def test_other_devices_have_their_own_memory():
-    assert Room().empty((2, 2), torch.uint8, torch.device("meta")).is_meta
+    assert Arena().empty((2, 2), torch.uint8, torch.device("meta")).is_meta
 
 
 @pytest.mark.skipif(
@@ -42,8 +42,8 @@ def test_other_devices_have_their_own_memory():
     reason="this system gives no large pages to programs that ask",
 )
 def test_small_matrices_share_large_pages():
-    room, before = Room(), large_page_bytes()
-    matrices = [room.empty((500, 1000), torch.uint8).fill_(1) for _ in range(40)]
+    arena, before = Arena(), large_page_bytes()
+    matrices = [arena.empty((500, 1000), torch.uint8).fill_(1) for _ in range(40)]
     assert large_page_bytes() - before >= 10_000_000, "half of what was written, or the system has none left"
     assert sum(int(matrix[0, 0]) for matrix in matrices) == 40
 

@@ -210,23 +210,23 @@ def test_metrics_count_under_both_names(start):
         {"stop_at": "block"},
         {"max_lines": 2},
         {"min_indent": 4},
-        {"hygiene": True},
-        {"hygiene": "off"},
-        {"hygiene": ["loop", "suffix"]},
+        {"postprocess": True},
+        {"postprocess": "off"},
+        {"postprocess": ["loop", "suffix"]},
         {"deadline_ms": 60_000, "deadline_at": "line"},
     ],
 )
 @pytest.mark.parametrize("is_stream", [False, True])
 def test_scopes_and_hygiene_reach_the_engine(idle, oracle, fields, is_stream):
     rules = {True: ("auto",), "off": None}
-    named = {name: value for name, value in fields.items() if name != "hygiene"}
-    wanted = fields.get("hygiene")
+    named = {name: value for name, value in fields.items() if name != "postprocess"}
+    wanted = fields.get("postprocess")
     request = CompletionRequest(
         prefix="def f():\n    ",
         suffix="\n",
         layout="psm",
         sampling=SamplingParams(max_tokens=60, temperature=1.2, seed=3, **named),
-        hygiene=tuple(wanted) if isinstance(wanted, list) else rules.get(wanted),
+        postprocess=tuple(wanted) if isinstance(wanted, list) else rules.get(wanted),
     )
     sampling = {"max_tokens": 60, "temperature": 1.2, "seed": 3, "layout": "psm", "stream": is_stream}
     body = {"prompt": request.prefix, "suffix": request.suffix} | sampling | fields

@@ -41,8 +41,8 @@ typedef struct {
 
 typedef struct {
   int32_t num_tokens, num_segments, num_rows, block_size, table_stride;
-  const int32_t *tokens, *places;  // places: positions
-  const int32_t *news, *pasts;     // per segment: new tokens and tokens before them
+  const int32_t *tokens, *positions;  // positions: positions
+  const int32_t *new_lens, *past_lens;     // per segment: new tokens and tokens before them
   const int32_t *tables;           // [segment][table_stride] block numbers
   float *keys, *values;            // [layer][block][block_size][kv heads][head_size]
   int64_t layer_stride;            // floats from one layer to the next

@@ -170,13 +170,13 @@ class StepRunner : Runner {
     lookup(m_.embed, s_.tokens[t], x);
     if (!m_.frequencies) {
       float *position = own_.scratch.data();
-      lookup(m_.positions, s_.places[t], position);
+      lookup(m_.positions, s_.positions[t], position);
       for (int32_t i = 0; i < m_.hidden; i++) x[i] += position[i];
       return;
     }
     float *rotary = space_.rotary.data() + t * 2 * half_;
     for (int32_t i = 0; i < half_; i++) {
-      const float angle = (float)s_.places[t] * m_.frequencies[i];
+      const float angle = (float)s_.positions[t] * m_.frequencies[i];
       rotary[i] = std::cos(angle), rotary[half_ + i] = std::sin(angle);
     }
   }
@@ -307,15 +307,15 @@ void plan_attention(Workspace &space, const ScModel &m, const ScStep &s, int thr
   space.items.clear();
   at_least(space.slot_of, s.num_tokens);
   int64_t splits = 0;
-  for (int32_t segment = 0, token = 0; segment < s.num_segments; token += s.news[segment++]) {
-    const int32_t past = s.pasts[segment];
-    for (int32_t i = 0; i < s.news[segment]; i++) {
+  for (int32_t segment = 0, token = 0; segment < s.num_segments; token += s.new_lens[segment++]) {
+    const int32_t past = s.past_lens[segment];
+    for (int32_t i = 0; i < s.new_lens[segment]; i++) {
       const int32_t at = past + i, *table = s.tables + (int64_t)segment * s.table_stride;
       space.slot_of[token + i] = table[at / s.block_size] * s.block_size + at % s.block_size;
     }
-    for (int32_t i = 0; i < s.news[segment]; i += tokens)
+    for (int32_t i = 0; i < s.new_lens[segment]; i += tokens)
       for (int32_t head = 0; head < m.num_kv_heads; head++) {
-        const int32_t count = i + tokens < s.news[segment] ? tokens : s.news[segment] - i;
+        const int32_t count = i + tokens < s.new_lens[segment] ? tokens : s.new_lens[segment] - i;
         const int32_t seen = m.window > 0 && past + i >= m.window ? past + i - m.window + 1 : 0;
         Item item{segment, token + i, count, past + i, head, seen / SPLIT, (past + i + count - 1) / SPLIT + 1, splits};
         splits += item.end - item.split;

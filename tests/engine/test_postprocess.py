@@ -1,12 +1,12 @@
-"""Each hygiene rule trims what it is named for and nothing else, however the text is split."""
+"""Each postprocess rule trims what it is named for and nothing else, however the text is split."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from starcoder.engine import hygiene
-from starcoder.engine.hygiene import AutoClosed, filters
-from starcoder.engine.stopping import Stopper, Surroundings
+from starcoder.engine import postprocess
+from starcoder.engine.postprocess import AutoClosed, filters
+from starcoder.engine.stopping import CursorContext, Stopper
 from starcoder.errors import RequestError
 from starcoder.request import CompletionRequest, SamplingParams
 from tests.engine.splits import cut, through
@@ -166,17 +166,17 @@ def stream(text, around, **params):
 @given(st.text("ab()\n }\r", max_size=60), st.sampled_from(["\n", "\r\n"]))
 def test_without_rules_the_text_is_untouched(text, newline):
     expected = text if newline == "\n" else text.replace("\r\n", "\n").replace("\n", "\r\n")
-    assert stream(text, Surroundings(before="a(\n", after=")\n", newline=newline)) == (expected, "eos", ())
+    assert stream(text, CursorContext(before="a(\n", after=")\n", newline=newline)) == (expected, "eos", ())
 
 
 def test_rules_work_after_scopes_and_stops_and_report_in_order():
-    around = Surroundings(before="f(", after=")\n", rules=("blank", "brackets"))
+    around = CursorContext(before="f(", after=")\n", rules=("blank", "brackets"))
     assert stream("x) \ny", around, stop_at="line") == ("x", "stop", ("brackets",))
     assert stream("x) ;y", around, stop=(";",)) == ("x", "stop", ("brackets",))
 
 
 def test_windows_line_ends_are_no_obstacle():
-    around = Surroundings(
+    around = CursorContext(
         before="def f():\r\n    ", after=AFTER.replace("\n", "\r\n"), newline="\r\n", rules=("auto",)
     )
     assert stream("a = 1\n    b = 2\n    return total\n", around) == (
@@ -187,14 +187,14 @@ def test_windows_line_ends_are_no_obstacle():
 
 
 def test_a_loop_stops_decoding():
-    assert stream(ROW * 50, Surroundings(rules=("loop",))) == (ROW, "stop", ("loop",))
+    assert stream(ROW * 50, CursorContext(rules=("loop",))) == (ROW, "stop", ("loop",))
 
 
 def test_late_text_is_cut_to_whole_lines_before_the_rules():
     stopper = Stopper(
         SamplingParams(max_tokens=100, deadline_ms=1, deadline_at="line"),
         Characters(),
-        around=Surroundings(after="\nreturn x", rules=("auto",)),
+        around=CursorContext(after="\nreturn x", rules=("auto",)),
     )
     text = "".join(stopper.push(ord(char)).text for char in "a\nreturn x\nretu") + stopper.end("deadline")
     assert (text, stopper.trimmed) == ("a", ("suffix",))
@@ -202,9 +202,9 @@ def test_late_text_is_cut_to_whole_lines_before_the_rules():
 
 def test_an_unknown_rule_is_a_request_error():
     with pytest.raises(RequestError, match=r"'tidy'.*brackets"):
-        CompletionRequest(prefix="x", hygiene=("tidy",))
+        CompletionRequest(prefix="x", postprocess=("tidy",))
 
 
 def test_every_rule_of_the_request_is_one_stage():
     stages = filters(("loop", "prefix", "suffix", "brackets", "blank"), "x", "\ny")
-    assert len(stages) == 5 and hygiene.filters((), "x", "\ny") == []
+    assert len(stages) == 5 and postprocess.filters((), "x", "\ny") == []

@@ -5,8 +5,8 @@ import random
 import pytest
 import torch
 
+from starcoder.engine.drafts import Cost, Drafts, best_length
 from starcoder.engine.settings import EngineSettings
-from starcoder.engine.speculate import Cost, Drafts, best_length
 from starcoder.errors import ConfigError
 from starcoder.request import collect
 from tests.engine.small import VARIANTS, VOCAB, ask, greedy, make_engine, make_model
@@ -129,7 +129,7 @@ def test_before_a_plain_step_was_measured_nothing_is_drafted():
 def test_speculative_equals_plain(variant, path):
     model = make_model(variant)
     texts = [[*text, *text] for text in prompts(6)]
-    engine = make_engine(model, clock=lambda: 0.0, speculate=5, max_step_tokens=16, max_sequences=4)
+    engine = make_engine(model, clock=lambda: 0.0, drafts=5, max_step_tokens=16, max_sequences=4)
     expected = [greedy(model, text, 24) for text in texts]
     tokens_of(engine, [ask([1])])  # alone, so that the cost is measured
     assert tokens_of(engine, [ask(text, max_tokens=24) for text in texts]) == expected
@@ -138,7 +138,7 @@ def test_speculative_equals_plain(variant, path):
 
 @pytest.mark.parametrize("max_tokens", [1, 2, 3, 24])
 def test_drafts_right_or_wrong_change_no_answer(model, oracle, path, max_tokens):
-    engine = make_engine(model, speculate=4)
+    engine = make_engine(model, drafts=4)
     texts = prompts(4)
     requests = [ask(text, max_tokens=max_tokens) for text in texts]
     assert tokens_of(engine, requests) == [greedy(model, text, max_tokens) for text in texts]
@@ -154,7 +154,7 @@ def test_drafts_right_or_wrong_change_no_answer(model, oracle, path, max_tokens)
 
 def test_a_stop_within_a_draft_ends_there(model, oracle):
     expected = greedy(model, [9, 9, 4], 12)
-    engine = make_engine(model, speculate=8)
+    engine = make_engine(model, drafts=8)
     [[done]] = collect(engine.generate([ask([9, 9, 4], stop_ids=(expected[5],))])).values()
     assert done.tokens == expected[: expected.index(expected[5])]
     assert engine.stats().num_held_blocks == 0
@@ -164,7 +164,7 @@ def test_a_stop_within_a_draft_ends_there(model, oracle):
 def test_scarce_blocks_go_to_sequences_before_drafts(model, oracle):
     texts = prompts(6, seed=1, longest=20)
     expected = [greedy(model, text, 24) for text in texts]
-    engine = make_engine(model, num_blocks=14, speculate=6)
+    engine = make_engine(model, num_blocks=14, drafts=6)
     assert tokens_of(engine, [ask(text, max_tokens=24) for text in texts]) == expected
     assert engine.stats().num_preemptions > 0
     engine._pool.check()
@@ -173,7 +173,7 @@ def test_scarce_blocks_go_to_sequences_before_drafts(model, oracle):
 def test_logprobs_are_those_of_plain_decoding(model, oracle):
     request = ask([1, 2, 3], logprobs=2)
     [[plain]] = collect(make_engine(model).generate([request])).values()
-    [[drafted]] = collect(make_engine(model, speculate=4).generate([request])).values()
+    [[drafted]] = collect(make_engine(model, drafts=4).generate([request])).values()
     for one, other in zip(plain.logprobs, drafted.logprobs, strict=True):
         assert one.token == other.token and one.logprob == pytest.approx(other.logprob, abs=1e-5)
 
@@ -181,13 +181,13 @@ def test_logprobs_are_those_of_plain_decoding(model, oracle):
 @pytest.mark.parametrize("sampling", [{"temperature": 1.0, "seed": 3}, {"repetition_penalty": 1.3}])
 def test_only_plain_greedy_requests_are_drafted_for(model, sampling):
     request = ask([*PHRASE, *PHRASE], **sampling)
-    engine = make_engine(model, speculate=4)
+    engine = make_engine(model, drafts=4)
     assert tokens_of(engine, [request]) == tokens_of(make_engine(model), [request])
     assert engine.stats().drafted_tokens == 0
 
 
 def test_samples_of_one_request_may_be_drafted_for_together(model, oracle):
-    engine = make_engine(model, speculate=3)
+    engine = make_engine(model, drafts=3)
     done = collect(engine.generate([ask([1, 2, 3], n=3)]))["0"]
     assert [one.tokens for one in done] == [greedy(model, [1, 2, 3])] * 3
 
@@ -195,7 +195,7 @@ def test_samples_of_one_request_may_be_drafted_for_together(model, oracle):
 @pytest.mark.parametrize("seed", range(4))
 def test_a_random_life_with_drafts_leaks_no_block_and_changes_no_answer(model, oracle, seed):
     rng = random.Random(seed)
-    engine = make_engine(model, num_blocks=20, max_step_tokens=8, max_sequences=4, speculate=4)
+    engine = make_engine(model, num_blocks=20, max_step_tokens=8, max_sequences=4, drafts=4)
     stems, asked, chunks, aborted = prompts(3, seed=seed, longest=20), {}, [], set()
     for _ in range(40):
         if rng.random() < 0.3:
@@ -219,5 +219,5 @@ def test_a_random_life_with_drafts_leaks_no_block_and_changes_no_answer(model, o
 
 
 def test_a_negative_length_is_a_config_error():
-    with pytest.raises(ConfigError, match="speculate is -1"):
-        EngineSettings(speculate=-1)
+    with pytest.raises(ConfigError, match="drafts is -1"):
+        EngineSettings(drafts=-1)

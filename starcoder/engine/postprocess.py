@@ -1,4 +1,4 @@
-"""Hygiene: what models write too much is taken away again, by rules that have names. Pure text, as it comes.
+"""Postprocessing: rules with names cut off what models write too much. Pure text, as it comes.
 
 Rules, in the order in which they work:
 
@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from typing import Protocol, get_args
 
 from starcoder.engine.stopstrings import borders
-from starcoder.request import HygieneRule
+from starcoder.request import PostprocessRule
 
 # A loop is at least three times the same in at least so many characters: table rows and rulers of 80
 # columns repeat legitimately. Pieces longer than the period are found where lines begin.
@@ -58,7 +58,7 @@ class Filter(Protocol):
 
 
 def filters(
-    rules: Sequence[HygieneRule], before: str, after: str | None, *, inserted: str = ""
+    rules: Sequence[PostprocessRule], before: str, after: str | None, *, inserted: str = ""
 ) -> list[Filter]:
     """The stages of these rules, in order, between `before` and `after` the cursor, both with \\n line ends.
 
@@ -66,7 +66,7 @@ def filters(
     """
     wanted = set(rules)
     if "auto" in wanted:
-        wanted |= {"loop"} if after is None or not after.strip() else set(get_args(HygieneRule))
+        wanted |= {"loop"} if after is None or not after.strip() else set(get_args(PostprocessRule))
     follows = after or ""
     stages: list[Filter] = [AutoClosed(inserted)] if inserted.strip() else []
     if "loop" in wanted:

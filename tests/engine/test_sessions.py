@@ -9,8 +9,8 @@ import torch
 
 import starcoder.engine.engine
 from starcoder.engine.engine import Engine
-from starcoder.engine.hygiene import AutoClosed
-from starcoder.engine.session import Answer, Plan, Sessions
+from starcoder.engine.postprocess import AutoClosed
+from starcoder.engine.sessions import Answer, Plan, Sessions
 from starcoder.engine.settings import EngineSettings
 from starcoder.errors import ConfigError
 from starcoder.request import CompletionRequest, SamplingParams, collect
@@ -228,7 +228,7 @@ def test_everything_else_goes_to_the_model():
     assert left("print(x", ")\nz") is None
     assert left("pr", sampling=SamplingParams(max_tokens=5)) is None
     assert left("pr", sampling=SamplingParams(n=2)) is None
-    assert left("pr", hygiene=("auto",)) is None
+    assert left("pr", postprocess=("auto",)) is None
 
 
 LETTERS = "abcdefgh"

@@ -8,7 +8,7 @@ behind what is typed. Also answers from the last completion while the user types
 from collections import OrderedDict
 from dataclasses import dataclass, replace
 
-from starcoder.engine.hygiene import AutoClosed
+from starcoder.engine.postprocess import AutoClosed
 from starcoder.request import CompletionRequest, FinishReason, Layout
 
 # What editors insert by themselves behind the cursor, and how much of it at most: "\n    }" and the like.
