@@ -17,6 +17,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Literal, NoReturn, Protocol
 
 from starcoder.errors import CheckpointError, ConfigError, MissingExtraError, RequestError
+from starcoder.files import newline_of, unix_newlines
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -250,14 +251,16 @@ def build(request: CompletionRequest, vocabulary: Vocabulary, *, budget: int) ->
     layout: Literal["l2r", "psm", "spm"] = "l2r"
     if suffix is not None:
         layout = AUTO_LAYOUT if request.layout == "auto" else request.layout
-    newline: Literal["\n", "\r\n"] = "\r\n" if _is_crlf(request.prefix + (request.suffix or "")) else "\n"
+    newline = newline_of(request.prefix + (request.suffix or ""))
     frame = _frame(request, vocabulary, budget)
     room = (
         budget - len(frame.opening) - len(frame.separator) - len(frame.tags) - (0 if layout == "l2r" else 3)
     )
     # Fitting both parts to each other asks for the same spans twice.
     cutter = _Cutter(encode=cache(vocabulary.encode), step=max(1, budget // 4))
-    before, after = cutter.around_cursor(frame.line, _unix(request.prefix), _unix(suffix or ""), room)
+    before, after = cutter.around_cursor(
+        frame.line, unix_newlines(request.prefix), unix_newlines(suffix or ""), room
+    )
     files = _files(request, frame, room - len(before.tokens) - len(after.tokens), vocabulary)
     tokens = [*frame.tags, *before.tokens]
     if layout != "l2r":
@@ -280,14 +283,6 @@ def _from_tokens(tokens: tuple[int, ...], vocabulary: Vocabulary, budget: int) -
             "shorten it, ask for fewer tokens, or use a model with a longer context",
         )
     return Prompt(tokens=tokens, layout="l2r", end_ids=vocabulary.sentinels.end_ids)
-
-
-def _is_crlf(text: str) -> bool:
-    return 2 * text.count("\r\n") > text.count("\n")
-
-
-def _unix(text: str) -> str:
-    return text.replace("\r\n", "\n")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -347,7 +342,7 @@ def _files(request: CompletionRequest, frame: _Frame, room: int, vocabulary: Voc
     files: list[list[int]] = []
     dropped = 0
     for extra in reversed(request.extras):
-        text = f"{extra.path}\n{_unix(extra.text)}" if frame.line else _unix(extra.text)
+        text = f"{extra.path}\n{unix_newlines(extra.text)}" if frame.line else unix_newlines(extra.text)
         if separator is not None and len(text) <= room * MAX_CHARACTERS_PER_TOKEN:
             tokens = [separator, *vocabulary.encode(text)]
             if len(tokens) <= room:

@@ -11,6 +11,7 @@ from torch import Tensor
 from starcoder.adapters.kinds import require_peft, targets_of
 from starcoder.adapters.settings import Layout, Tables
 from starcoder.errors import CheckpointError
+from starcoder.files import replace_atomically, write_whole
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -69,13 +70,9 @@ def write(folder: Path, state: Mapping[str, Tensor], config: "PeftConfig") -> No
 
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.cpu().contiguous() for name, tensor in state.items()}
-    partial = folder / f".{WEIGHTS}.part"
-    save_file(tensors, partial, metadata={"format": "pt"})
-    partial.chmod(0o644)
-    partial.replace(folder / WEIGHTS)
-    partial = folder / f".{CONFIG}.part"
-    partial.write_text(json.dumps(plain(config.to_dict()), indent=2, sort_keys=True) + "\n", "utf-8")
-    partial.replace(folder / CONFIG)
+    with replace_atomically(folder / WEIGHTS) as part:
+        save_file(tensors, part, metadata={"format": "pt"})
+    write_whole(folder / CONFIG, json.dumps(plain(config.to_dict()), indent=2, sort_keys=True) + "\n")
 
 
 def plain(value: object) -> object:

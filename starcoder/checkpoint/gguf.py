@@ -5,7 +5,6 @@ the whole context where a Starcoder2 config asks for a sliding window, so longer
 Source: ggml-org/llama.cpp: docs of GGUF, gguf-py/gguf/constants.py (key and tensor names).
 """
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from starcoder.checkpoint.packed import scheme_of
 from starcoder.checkpoint.reading import load
 from starcoder.config import ModelConfig
 from starcoder.errors import CheckpointError, ConfigError, MissingExtraError
+from starcoder.files import replace_atomically
 from starcoder.model import Transformer
 from starcoder.tokenizer import Tokenizer
 
@@ -69,8 +69,7 @@ def export_gguf(model: str | Path | None, output: Path, *, type: GgufType = "f16
         )
     tokenizer, network = Tokenizer.load(folder), load(folder)
     _require_computable(network.config, folder)
-    part = output.with_name(f".{output.name}.{os.getpid()}.part")
-    try:
+    with replace_atomically(output) as part:
         writer = gguf.GGUFWriter(part, _ARCHITECTURES[network.config.family])
         _describe(writer, network.config, _name(model), type)
         _add_tokenizer(writer, folder, tokenizer, network.config)
@@ -85,9 +84,6 @@ def export_gguf(model: str | Path | None, output: Path, *, type: GgufType = "f16
             values = tensor.values.detach().float().contiguous().numpy()
             writer.write_tensor_data(gguf.quants.quantize(values, kinds[tensor.name]))
         writer.close()
-        os.replace(part, output)
-    finally:
-        part.unlink(missing_ok=True)
     return GgufReport(len(tensors), network.config.num_parameters, output.stat().st_size)
 
 

@@ -7,22 +7,11 @@ from pathlib import Path
 
 from starcoder.checkpoint.files import first_line, weight_files
 from starcoder.errors import CheckpointError
+from starcoder.files import MODEL_FILES, bundled
 
-BUNDLED = Path(__file__).parent.parent / "bundled" / "nano"
+BUNDLED = bundled()
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-# What a folder holds beside its weights.
-TEXT_FILES = [
-    "config.json",
-    "generation_config.json",
-    "tokenizer*.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template*",
-    "dialogue_template.json",  # StarChat's
-]
 _SAFETENSORS = ["model*.safetensors", "model.safetensors.index.json"]
 _BIN = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
 
@@ -71,7 +60,7 @@ def resolve_adapter(adapter: str | Path) -> Path:
         from huggingface_hub import snapshot_download
 
         with _explained(str(adapter)):
-            files = ["adapter_config.json", "adapter_model.safetensors", *TEXT_FILES]
+            files = ["adapter_config.json", "adapter_model.safetensors", *MODEL_FILES]
             folder = Path(snapshot_download(str(adapter), allow_patterns=files))
     return folder
 
@@ -125,7 +114,7 @@ def _cached(hub_id: str) -> Path | None:
     from huggingface_hub import errors, snapshot_download
 
     try:
-        folder = Path(snapshot_download(hub_id, allow_patterns=TEXT_FILES, local_files_only=True))
+        folder = Path(snapshot_download(hub_id, allow_patterns=list(MODEL_FILES), local_files_only=True))
         weight_files(folder)
     except (errors.LocalEntryNotFoundError, CheckpointError):
         return None
@@ -136,7 +125,7 @@ def _download(hub_id: str) -> Path:
     from huggingface_hub import snapshot_download
 
     with _explained(hub_id):
-        folder = Path(snapshot_download(hub_id, allow_patterns=[*TEXT_FILES, *_SAFETENSORS]))
+        folder = Path(snapshot_download(hub_id, allow_patterns=[*MODEL_FILES, *_SAFETENSORS]))
         if not any(folder.glob("model*.safetensors")):
             snapshot_download(hub_id, allow_patterns=_BIN)
         return folder

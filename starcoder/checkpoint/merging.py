@@ -5,8 +5,6 @@ base and its adapters before the folder appears.
 """
 
 import json
-import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +14,13 @@ from torch import Tensor
 
 from starcoder.checkpoint.adapting import load_adapter
 from starcoder.checkpoint.files import read_json
-from starcoder.checkpoint.hub import BUNDLED, TEXT_FILES, resolve, resolve_adapter
+from starcoder.checkpoint.hub import BUNDLED, resolve, resolve_adapter
 from starcoder.checkpoint.packed import scheme_of
 from starcoder.checkpoint.quantizing import require_free
 from starcoder.checkpoint.reading import load, unmergeable
 from starcoder.checkpoint.writing import save
 from starcoder.errors import CheckpointError, ConfigError
+from starcoder.files import copy_model_files, replace_atomically
 from starcoder.model import Transformer, causal
 
 _CHECKED_TOKENS = 64
@@ -152,22 +151,15 @@ def _logits(network: Transformer) -> Tensor:
 
 
 def _write(network: Transformer, output: Path, base: Path, texts: Path, card: str) -> None:
-    part = output.with_name(f".{output.name}.{os.getpid()}.part")
-    try:
+    with replace_atomically(output) as part:
         # The base's words, but for the vocabulary: it may have grown.
         config = read_json(base / "config.json") | {"vocab_size": network.config.vocab_size}
         save(network, part, extra_config=config)
         # The base's first: an adapter may hold some of these files only.
         for source in dict.fromkeys((base, texts)):
-            for pattern in TEXT_FILES:
-                for path in source.glob(pattern):
-                    if path.name != "config.json" and path.is_file():
-                        shutil.copyfile(path, part / path.name)
+            copy_model_files(source, part)
         (part / "README.md").write_text(card, "utf-8")
         require_free(output)
-        os.replace(part, output)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def _card(report: MergeReport, folders: Sequence[Path]) -> str:

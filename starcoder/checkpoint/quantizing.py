@@ -1,14 +1,13 @@
 """Checkpoint folder -> quantized folder that stands alone: weights, config.json and tokenizer."""
 
-import os
-import shutil
 from pathlib import Path
 
 from starcoder.checkpoint.files import read_json
-from starcoder.checkpoint.hub import TEXT_FILES, resolve
+from starcoder.checkpoint.hub import resolve
 from starcoder.checkpoint.reading import quantize
 from starcoder.checkpoint.writing import save
 from starcoder.errors import ConfigError
+from starcoder.files import copy_model_files, replace_atomically
 from starcoder.quantize import Method, Report, Scheme
 
 
@@ -24,17 +23,10 @@ def quantize_folder(
     require_free(output)
     folder = resolve(model)
     network, report = quantize(folder, scheme, method=method)
-    part = output.with_name(f".{output.name}.{os.getpid()}.part")
-    try:
+    with replace_atomically(output) as part:
         save(network, part, extra_config=read_json(folder / "config.json"))
-        for pattern in TEXT_FILES:
-            for path in folder.glob(pattern):
-                if path.name != "config.json" and path.is_file():
-                    shutil.copyfile(path, part / path.name)
+        copy_model_files(folder, part)
         require_free(output)
-        os.replace(part, output)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return report
 
 

@@ -1,10 +1,9 @@
 """`Transformer` -> checkpoint folder: one that transformers loads, or our own layout if it is quantized."""
 
 import json
-import os
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 
 import torch
 from safetensors.torch import save_file
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from starcoder.checkpoint import packed
 from starcoder.checkpoint.names import is_interleaved, their_names, their_rows, with_prefix
+from starcoder.files import replace_atomically
 from starcoder.model import Transformer
 
 # A shard is in memory twice while it is written.
@@ -42,51 +42,30 @@ def save(
             packed.write(model, replacement.path("model.safetensors"))
             config[packed.ENTRY] = packed.entry_of(model)
         replacement.write_json("config.json", config)
+    replacement.remove_earlier()
 
 
-class _Replacement:
+class _Replacement(ExitStack):
     """New files of a folder, under temporary names until the block ends without an error."""
 
     def __init__(self, folder: Path):
-        self._folder = folder
-        self._parts: dict[Path, Path] = {}  # temporary -> final, in the order of moving
+        super().__init__()
+        self._folder, self._names = folder, set[str]()
 
     def path(self, name: str) -> Path:
         """Where to write the file that will be called `name`."""
-        part = self._folder / f".{name}.{os.getpid()}.part"
-        part.touch()
-        self._mode = part.stat().st_mode  # safetensors makes files that only their owner reads
-        self._parts[part] = self._folder / name
-        return part
+        self._names.add(name)
+        return self.enter_context(replace_atomically(self._folder / name))
 
     def write_json(self, name: str, value: object) -> None:
         self.path(name).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
-    def __enter__(self) -> "_Replacement":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is None:
-            self._commit()
-        else:
-            for part in self._parts:
-                part.unlink(missing_ok=True)
-
-    def _commit(self) -> None:
-        for part in self._parts:
-            part.chmod(self._mode)
-            with part.open("rb") as file:
-                os.fsync(file.fileno())
-        earlier = {
-            *self._folder.glob("model*.safetensors"),
-            *self._folder.glob("model*.safetensors.index.json"),
-        }
-        for part, final in self._parts.items():
-            os.replace(part, final)
-        for path in earlier.difference(self._parts.values()):
-            path.unlink()
+    def remove_earlier(self) -> None:
+        """Remove the weights of an earlier save that were not replaced."""
+        for pattern in ("model*.safetensors", "model*.safetensors.index.json"):
+            for path in self._folder.glob(pattern):
+                if path.name not in self._names:
+                    path.unlink()
 
 
 def _write_weights(model: Transformer, replacement: _Replacement, max_shard_bytes: int) -> None:

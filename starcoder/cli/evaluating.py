@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal, Self, cast
 
 from starcoder.cli.table import aligned
 from starcoder.errors import ConfigError
+from starcoder.files import write_whole
 
 if TYPE_CHECKING:
     from starcoder.cli.evaluate import EvaluateOptions
@@ -176,7 +177,7 @@ def begin(output: Path | None, about: "About") -> Path | None:
             )
     elif samples.exists():
         raise ConfigError(f"{str(samples)!r} is of no run of ours", "give another --output")
-    mark.write_text(json.dumps({"fingerprint": about.fingerprint, **_flat(about)}, indent=2) + "\n", "utf-8")
+    write_whole(mark, json.dumps({"fingerprint": about.fingerprint, **_flat(about)}, indent=2) + "\n")
     return samples
 
 

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from starcoder.files import write_whole
+
 if TYPE_CHECKING:
     from starcoder.cli.evaluate import EvaluateOptions
     from starcoder.evaluate.results import Difference, Result
@@ -19,8 +21,8 @@ def report(results: Sequence["Result"], options: "EvaluateOptions", *, seconds: 
     if options.output is not None:
         options.output.mkdir(parents=True, exist_ok=True)
         text = json.dumps(document, indent=2, ensure_ascii=False)
-        (options.output / "results.json").write_text(text + "\n", "utf-8")
-        (options.output / "report.html").write_text(pages.page(results), "utf-8")
+        write_whole(options.output / "results.json", text + "\n")
+        write_whole(options.output / "report.html", pages.page(results))
     if options.json:
         print(json.dumps(document, ensure_ascii=False))
         return

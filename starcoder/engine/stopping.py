@@ -13,6 +13,7 @@ from typing import Literal, Protocol
 from starcoder.engine import postprocess
 from starcoder.engine.scopes import Scope, WholeLines
 from starcoder.engine.stopstrings import StopStrings
+from starcoder.files import unix_newlines
 from starcoder.request import FinishReason, PostprocessRule, SamplingParams
 
 
@@ -59,7 +60,7 @@ class Stopper:
         self._params, self._decoder = params, decoder
         self._end_ids = frozenset() if params.ignore_eos else frozenset(end_ids)
         self._newlines = Newlines() if around.newline == "\r\n" else None
-        stops = params.stop if self._newlines is None else [_unix(stop) for stop in params.stop]
+        stops = params.stop if self._newlines is None else [unix_newlines(stop) for stop in params.stop]
         self._originals = dict(zip(stops, params.stop, strict=True))
         self._stops = StopStrings(stops)
         self._lines = WholeLines() if params.deadline_ms and params.deadline_at == "line" else None
@@ -128,17 +129,13 @@ def _filters(
 ) -> list[postprocess.Filter]:
     before, after = around.before, around.after
     if around.newline == "\r\n":
-        before, after = _unix(before), None if after is None else _unix(after)
+        before, after = unix_newlines(before), None if after is None else unix_newlines(after)
     stages: list[postprocess.Filter] = []
     if params.stop_at or params.min_indent is not None or params.max_lines is not None:
         stages.append(Scope(params, before))
     if lines is not None:
         stages.append(lines)
-    return stages + postprocess.filters(around.rules, before, after, inserted=_unix(around.inserted))
-
-
-def _unix(text: str) -> str:
-    return text.replace("\r\n", "\n")
+    return stages + postprocess.filters(around.rules, before, after, inserted=unix_newlines(around.inserted))
 
 
 class Newlines:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from starcoder.errors import ConfigError, MissingExtraError
 from starcoder.evaluate.problems import Row
+from starcoder.files import read_jsonl, write_whole
 
 _CACHE = ".cache/starcoder/evaluate"  # in the home folder
 _TIMEOUT_S = 60
@@ -84,9 +85,7 @@ def _download(source: Source, cache: Path) -> Path:
             f"cannot download {source.url}: {error}", "download it elsewhere and pass it with --dataset FILE"
         ) from None
     place.parent.mkdir(parents=True, exist_ok=True)
-    part = place.with_name(place.name + ".part")
-    part.write_bytes(raw)
-    part.replace(place)
+    write_whole(place, raw)
     return place
 
 
@@ -114,11 +113,9 @@ def _rows(raw: bytes, name: str) -> tuple[Row, ...]:
     try:
         if name.endswith(".parquet"):
             return _parquet(raw)
-        text = (gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw).decode("utf-8")
-        if text.lstrip().startswith("["):
-            rows = json.loads(text)
-        else:
-            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+        if raw[:2] == b"\x1f\x8b":
+            raw = gzip.decompress(raw)
+        rows = json.loads(raw) if raw.lstrip().startswith(b"[") else list(read_jsonl(raw, name))
     except (ValueError, OSError, EOFError) as error:
         raise ConfigError(
             f"{name!r} is not a file of problems: {error}",

@@ -19,6 +19,7 @@ from typing import Literal, get_args
 
 from starcoder.errors import ConfigError
 from starcoder.evaluate.problems import Problem
+from starcoder.files import unix_newlines
 from starcoder.request import CompletionRequest, SamplingParams
 
 Kind = Literal["next-line", "line", "block", "function"]
@@ -226,7 +227,7 @@ def _on_disk(repository: Path) -> Iterator[SourceFile]:
             continue
         if path.stat().st_size <= _MAX_BYTES:
             try:
-                yield SourceFile(path=name.as_posix(), text=_unix(path.read_text("utf-8")))
+                yield SourceFile(path=name.as_posix(), text=unix_newlines(path.read_text("utf-8")))
             except UnicodeDecodeError:
                 continue  # no text of ours
 
@@ -242,7 +243,7 @@ def _held_out(repository: Path, num_commits: int) -> Iterator[SourceFile]:
     )  # fmt: skip
     for path, lines in _added(diff.splitlines()):
         if Path(path).suffix in LANGUAGES:
-            text = _unix(_git(repository, "show", f"HEAD:./{path}"))
+            text = unix_newlines(_git(repository, "show", f"HEAD:./{path}"))
             if len(text) <= _MAX_BYTES:
                 yield SourceFile(path=path, text=text, lines=lines)
 
@@ -274,7 +275,3 @@ def _git(repository: Path, *arguments: str) -> str:
         reason = done.stderr.decode("utf-8", "replace").strip().partition("\n")[0]
         raise ConfigError(f"git cannot read {str(repository)!r}: {reason}", "--repo takes a git repository")
     return done.stdout.decode("utf-8", "replace")
-
-
-def _unix(text: str) -> str:
-    return text.replace("\r\n", "\n")

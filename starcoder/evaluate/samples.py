@@ -13,6 +13,7 @@ from typing import IO, cast, get_args
 
 from starcoder.errors import ConfigError
 from starcoder.evaluate.sandbox.verdicts import Kind, Verdict
+from starcoder.files import read_jsonl, write_jsonl
 
 Key = tuple[str, int]  # problem and number of the sample
 
@@ -67,10 +68,7 @@ class Log:
 
 def write(path: Path, samples: Iterable[Sample]) -> None:
     """A file of samples, there as a whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    with part.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(_fields(sample), ensure_ascii=False) + "\n" for sample in samples)
-    part.replace(path)
+    write_jsonl(path, map(_fields, samples))
 
 
 def read(path: Path) -> list[Sample]:
@@ -85,7 +83,7 @@ def read(path: Path) -> list[Sample]:
         rows = _folder(path)
     else:
         try:
-            rows = _lines(path)
+            rows = list(read_jsonl(path))
         except OSError as error:
             raise ConfigError(
                 f"cannot read {str(path)!r}: {error.strerror}", "--samples takes a file of JSON lines"
@@ -157,21 +155,6 @@ def _fields(sample: Sample) -> dict[str, object]:
     if sample.scores:
         fields["scores"] = dict(sample.scores)
     return fields
-
-
-def _lines(path: Path) -> list[dict[str, object]]:
-    rows = []
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if not isinstance(row, dict):
-            raise ConfigError(f"line {number} of {str(path)!r} is no JSON object", "each line is one sample")
-        rows.append(row)
-    return rows
 
 
 def _folder(path: Path) -> list[dict[str, object]]:

@@ -1,13 +1,13 @@
 """Reads what an attribution index is built from: a prepared dataset, JSON lines, or source files."""
 
 import importlib
-import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from starcoder.errors import ConfigError, MissingExtraError
+from starcoder.files import read_jsonl
 from starcoder.prepare.attribution import Document
 from starcoder.repos.licenses import (
     MAX_LICENSE_BYTES,
@@ -41,7 +41,7 @@ def documents_of(data: Path) -> Iterator[Document]:
     if not files:
         yield from _source_files(data)
     for file in files:
-        for row in _parquet_rows(file) if file.suffix == ".parquet" else _json_rows(file):
+        for row in _parquet_rows(file) if file.suffix == ".parquet" else read_jsonl(file):
             yield _document(row, file)
 
 
@@ -73,18 +73,6 @@ def _parquet_rows(file: Path) -> "Iterator[Row]":
         columns = [name for name in opened.schema_arrow.names if name in _COLUMNS]
         for batch in opened.iter_batches(batch_size=256, columns=columns):
             yield from batch.to_pylist()
-
-
-def _json_rows(file: Path) -> "Iterator[Row]":
-    with file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                row = json.loads(line)
-            except ValueError:
-                row = None
-            if not isinstance(row, dict):
-                raise ConfigError(f"line {number} of {str(file)!r} is not a JSON object")
-            yield row
 
 
 def _source_files(folder: Path) -> Iterator[Document]:

@@ -6,12 +6,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from starcoder.files import write_whole
 from starcoder.prepare import git
 from starcoder.prepare.dedup import Duplicates
 from starcoder.prepare.items import Listing
 from starcoder.prepare.plan import Plan
 from starcoder.prepare.settings import PrepareSettings
-from starcoder.prepare.taking import Batch, Row, write_whole
+from starcoder.prepare.taking import Batch, Row
 
 Figures = dict[str, Any]
 

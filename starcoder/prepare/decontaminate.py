@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from starcoder.errors import ConfigError
+from starcoder.files import read_jsonl
 from starcoder.prepare.shingles import Hashes, shingles
 
 GRAM = 10
@@ -60,21 +61,18 @@ class Benchmarks:
 
 def _texts(path: Path) -> Iterator[str]:
     try:
-        content = path.read_text("utf-8")
+        if {".json", ".jsonl"}.isdisjoint(path.suffixes):
+            yield path.read_text("utf-8")
+            return
+        try:
+            rows: object = [json.loads(path.read_bytes())]
+        except ValueError:
+            rows = list(read_jsonl(path))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"benchmark {str(path)!r} cannot be read: {error}", "name text or JSONL files"
         ) from None
-    if path.suffix not in (".json", ".jsonl"):
-        yield content
-        return
-    try:
-        yield from _strings([json.loads(content)])
-    except ValueError:
-        try:
-            yield from _strings([json.loads(line) for line in content.splitlines() if line.strip()])
-        except ValueError as error:
-            raise ConfigError(f"benchmark {str(path)!r} is not JSON: {error}", "one object a line") from None
+    yield from _strings(rows)
 
 
 def _strings(value: object) -> Iterator[str]:

@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from starcoder.errors import ConfigError
+from starcoder.files import replace_atomically, write_whole
 from starcoder.prepare import card, shards
 from starcoder.prepare.dedup import Duplicates, find_duplicates
 from starcoder.prepare.dedup_ray import find_duplicates_of_batches
@@ -31,7 +32,7 @@ from starcoder.prepare.inputs import list_inputs
 from starcoder.prepare.items import Item, Listing, Repository
 from starcoder.prepare.plan import make_plan
 from starcoder.prepare.settings import PrepareSettings
-from starcoder.prepare.taking import Batch, Taker, compared_texts, read_batch, write_whole
+from starcoder.prepare.taking import Batch, Taker, compared_texts, read_batch
 
 log = logging.getLogger(__name__)
 
@@ -248,9 +249,8 @@ def _deduplicated(
             found = find_duplicates_of_batches(targets, settings.dedup, scratch=work)
         else:
             found = find_duplicates(texts(), settings.dedup, workers=settings.workers, scratch=work)
-        part = work / f"duplicates.{os.getpid()}.part.npz"
-        np.savez(part, original=found.original, is_exact=found.is_exact)
-        part.replace(path)
+        with replace_atomically(path) as part, part.open("wb") as file:
+            np.savez(file, original=found.original, is_exact=found.is_exact)
     with np.load(path) as stored:
         return Duplicates(stored["original"], stored["is_exact"])
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from starcoder.errors import MissingExtraError
+from starcoder.files import replace_atomically
 from starcoder.prepare.plan import Placed, Plan, Split
 from starcoder.prepare.settings import PrepareSettings
 from starcoder.prepare.taking import Row
@@ -57,16 +58,13 @@ class Writer:
     def _write(self, path: Path, tables: Iterable[Any]) -> None:
         _, parquet = _pyarrow()
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.part")
-        with ExitStack() as stack:
+        with replace_atomically(path) as part, ExitStack() as stack:
             writer = None
             for table in tables:
                 if writer is None:
                     options = {"compression": "zstd", "use_dictionary": True}
                     writer = stack.enter_context(parquet.ParquetWriter(part, table.schema, **options))
                 writer.write_table(table)
-        if part.exists():
-            part.replace(path)
 
     def _document_tables(self, part: tuple[Placed, ...]) -> Iterator[Any]:
         pyarrow, _ = _pyarrow()

@@ -5,13 +5,13 @@ What it writes holds no secret that masking finds: nothing unmasked is ever stor
 
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from starcoder.files import bundled, write_whole
 from starcoder.prepare import converting, git
 from starcoder.prepare.decontaminate import Benchmarks
 from starcoder.prepare.filters import reason_to_drop
@@ -24,7 +24,6 @@ from starcoder.repos.languages import language_of
 from starcoder.repos.licenses import is_wanted, license_of_header, license_of_path
 from starcoder.tokenizer import Tokenizer
 
-BUNDLED = Path(__file__).parent.parent / "bundled" / "nano"
 _CONVERTED = ("notebook", "commit", "issue")
 
 
@@ -77,7 +76,7 @@ class Taker:
     @classmethod
     def of(cls, settings: PrepareSettings) -> "Taker":
         """Raises: ConfigError: a benchmark cannot be read. CheckpointError: the tokenizer cannot."""
-        tokenizer = Tokenizer.load(Path(settings.tokenizer) if settings.tokenizer else BUNDLED)
+        tokenizer = Tokenizer.load(Path(settings.tokenizer) if settings.tokenizer else bundled())
         return cls(settings, tokenizer, Benchmarks.read(settings.benchmarks, settings.contamination))
 
     def take(self, repository: Repository, items: tuple[Item, ...], target: Path) -> None:
@@ -190,16 +189,6 @@ def compared_texts(target: Path, rows: tuple[Row, ...]) -> Iterator[str]:
             file.seek(row.offset)
             text = file.read(row.length).decode()
             yield converting.changed_text(text) if row.kind == "commit" else text
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file that is either there and whole, or not there."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    with part.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
 
 
 def _read(repository: Repository, item: Item, blobs: git.Blobs, blob: str, limit: int) -> bytes | str:

@@ -5,7 +5,6 @@ held-out loss stands apart, weights only.
 """
 
 import logging
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from starcoder.errors import CheckpointError
+from starcoder.files import replace_atomically
 
 log = logging.getLogger(__name__)
 
@@ -86,12 +86,8 @@ class Checkpoints:
     def _write(self, path: Path, model: nn.Module, optimizers: Optimizers, extra: dict[str, Any]) -> None:
         state = {"model": trainable(model), "optimizers": [o.state_dict() for o in optimizers]}
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
-        with partial.open("wb") as file:
-            torch.save(state | extra, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.rename(path)
+        with replace_atomically(path) as part:
+            torch.save(state | extra, part)
 
     def _read(self, path: Path, model: nn.Module, optimizers: Optimizers) -> dict[str, Any]:
         """Load both from the file; what `_write` was given as `extra`."""

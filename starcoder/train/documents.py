@@ -5,16 +5,16 @@ encoded separately. Source: bigcode-project/Megatron-LM `megatron/data/gpt_datas
 """
 
 import ast
-import json
 import random
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 
 from starcoder.errors import ConfigError
+from starcoder.files import read_jsonl
 from starcoder.prompts import FimLayout, join_fim
 from starcoder.tokenizer import Tokenizer
 
@@ -51,7 +51,7 @@ def read_texts(path: Path, suffix: str = ".py") -> list[str]:
     if path.is_dir():
         texts = [file.read_text(encoding="utf-8") for file in sorted(path.rglob(f"*{suffix}"))]
     elif path.is_file():
-        texts = list(_read_jsonl(path))
+        texts = [_content(row, number, path) for number, row in enumerate(read_jsonl(path), 1)]
     else:
         raise ConfigError(f"no training data at {str(path)!r}", "name a folder of sources or a JSONL file")
     texts = [text for text in texts if text]
@@ -60,17 +60,14 @@ def read_texts(path: Path, suffix: str = ".py") -> list[str]:
     return texts
 
 
-def _read_jsonl(path: Path) -> Iterator[str]:
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                row = json.loads(line)
-                yield row["content"] if "content" in row else row["text"]
-            except (json.JSONDecodeError, KeyError, TypeError):
-                raise ConfigError(
-                    f"{path}:{number} is not a document",
-                    'each line is a JSON object with the key "content" or "text"',
-                ) from None
+def _content(row: Mapping[str, object], number: int, path: Path) -> str:
+    text = row.get("content", row.get("text"))
+    if not isinstance(text, str):
+        raise ConfigError(
+            f"document {number} of {str(path)!r} has no text",
+            'each line is a JSON object with the key "content" or "text"',
+        )
+    return text
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,7 +1,6 @@
 """`starcoder finetune`: a recipe -> an adapter or a fine-tuned checkpoint, and samples of what it writes."""
 
 import dataclasses
-import json
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -13,6 +12,7 @@ from rich.console import Console
 
 from starcoder import checkpoint
 from starcoder.errors import ConfigError
+from starcoder.files import bundled, copy_model_files, read_jsonl, write_jsonl
 from starcoder.train import loop, samples
 from starcoder.train.checkpoints import Checkpoints
 from starcoder.train.device import choose_device, peak_flops
@@ -21,7 +21,6 @@ from starcoder.train.progress import Progress, Silent, connect, require, tell
 from starcoder.train.readying import Prepared, build, prepare
 from starcoder.train.recipe import Method, Recipe, claim
 from starcoder.train.verify import PackingReport, verify_packing
-from starcoder.train.vocabulary import TOKENIZER_FILES
 
 if TYPE_CHECKING:
     from starcoder.train.distributed import Processes
@@ -139,7 +138,7 @@ def check_packing(recipe: Recipe, console: Console) -> PackingReport:
 def _show_samples(ready: Prepared, output: Path, when: str, console: Console, *, writes: bool) -> None:
     """Complete the surveyed samples and keep what the model wrote; a resumed run has those from before."""
     path = output / "samples.jsonl"
-    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
+    rows = list(read_jsonl(path)) if path.exists() else []
     has_before = any(row["when"] == "before" for row in rows)
     # Processes that share a model complete together, whatever the first one has on disk.
     if torch.distributed.is_initialized() or not (has_before and when == "before"):
@@ -151,7 +150,7 @@ def _show_samples(ready: Prepared, output: Path, when: str, console: Console, *,
             tell(console, line)
     if writes:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
+        write_jsonl(path, rows)
 
 
 def _evaluate(ready: Prepared) -> float | None:
@@ -164,7 +163,7 @@ def _export(recipe: Recipe, ready: Prepared, output: Path, group: "Processes | N
     """Write the adapter or the whole model beside the run's records, with its tokenizer."""
     is_first = group is None or group.rank == 0
     if ready.adapter is not None and is_first:
-        ready.adapter.save(output, base=recipe.model or str(checkpoint.BUNDLED))
+        ready.adapter.save(output, base=recipe.model or str(bundled()))
     elif ready.adapter is not None:
         ready.adapter.state()  # shares are gathered by all
     elif group is not None:
@@ -175,6 +174,4 @@ def _export(recipe: Recipe, ready: Prepared, output: Path, group: "Processes | N
         checkpoint.save(ready.model, output)
     if not is_first:
         return
-    for name in TOKENIZER_FILES:
-        if (ready.tokenizer_folder / name).is_file():
-            (output / name).write_bytes((ready.tokenizer_folder / name).read_bytes())
+    copy_model_files(ready.tokenizer_folder, output)

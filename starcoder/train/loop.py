@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from starcoder.errors import CapacityError, StarcoderError
+from starcoder.files import write_whole
 from starcoder.model import Transformer
 from starcoder.train import optimizer as optim
 from starcoder.train.average import WeightAverage
@@ -310,7 +311,7 @@ def _require_finite(row: dict[str, float], step: int, model: nn.Module, batch: B
     report["learning_weights"] = len(trainable(model))
     report["tokens"] = [x[: batch.tokens_BT.size(1)] for x in batch.tokens_BT.tolist()]
     output.mkdir(parents=True, exist_ok=True)
-    (output / "failure.json").write_text(json.dumps(report) + "\n")
+    write_whole(output / "failure.json", json.dumps(report) + "\n")
     first = (broken["weights"] or broken["gradients"] or ["none"])[0]
     raise StarcoderError(
         f"loss is {loss} and the gradient's norm {norm} at step {step}; first not finite: {first}",

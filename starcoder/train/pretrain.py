@@ -19,6 +19,7 @@ from rich.console import Console
 from starcoder import checkpoint
 from starcoder.config import ModelConfig
 from starcoder.errors import ConfigError
+from starcoder.files import copy_model_files
 from starcoder.model import Transformer
 from starcoder.tokenizer import Tokenizer
 from starcoder.train import distributed, loop
@@ -163,8 +164,7 @@ def _run(recipe: Recipe, console: Console, group: distributed.Processes | None) 
     if group is not None and group.rank > 0:
         return export
     checkpoint.save(model.cpu(), export)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (export / name).write_bytes((folder / name).read_bytes())
+    copy_model_files(folder, export)
     return export
 
 

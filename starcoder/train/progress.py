@@ -22,6 +22,7 @@ from rich.progress import (
 from rich.text import Text
 
 from starcoder.errors import ConfigError
+from starcoder.files import read_jsonl, write_jsonl
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +72,7 @@ class Progress:
         self.first, self.last, self.tokens_per_step = first, last, tokens_per_step
         kept = [row for row in read_metrics(self.path) if row["step"] <= first]
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        write_jsonl(self.path, kept)
         self._started_s = time.perf_counter()
         if self.console.is_terminal:
             self._bar = Bar(
@@ -176,13 +177,7 @@ class _TensorBoard:
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The rows of a `metrics.jsonl`; a last line cut off by a kill is left out."""
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            log.warning("%s: left out a line that was cut off", path)
-    return rows
+    return list(read_jsonl(path, skips_torn_line=True)) if path.exists() else []
 
 
 def plot_loss(metrics: Path, picture: Path) -> None:

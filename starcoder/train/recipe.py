@@ -8,6 +8,7 @@ from typing import Literal
 
 from starcoder.adapters import AdapterSettings
 from starcoder.errors import CheckpointError
+from starcoder.files import write_whole
 from starcoder.train import loop
 from starcoder.train.documents import FimSettings
 from starcoder.train.examples import FormatSettings
@@ -68,4 +69,4 @@ def claim(recipe: Recipe, output: Path) -> None:
                 "go on with the same settings, or give another --output",
             )
     output.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(own, indent=1) + "\n", "utf-8")
+    write_whole(path, json.dumps(own, indent=1) + "\n")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from starcoder.errors import ConfigError, MissingExtraError
+from starcoder.files import read_jsonl
 
 Row = Mapping[str, object]
 
@@ -300,7 +301,7 @@ def _read_files(files: Sequence[Path]) -> list[Row]:
 def _read_file(path: Path) -> list[Row]:
     match path.suffix:
         case ".jsonl":
-            return list(_read_jsonl(path))
+            return list(read_jsonl(path))
         case ".json":
             return _read_json(path)
         case ".parquet":
@@ -316,30 +317,11 @@ def _read_file(path: Path) -> list[Row]:
         ) from None
 
 
-def _read_jsonl(path: Path) -> Iterator[Row]:
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                yield _object(line, f"{path}:{number}")
-
-
-def _object(text: str, where: str) -> Row:
-    try:
-        row = json.loads(text)
-    except json.JSONDecodeError:
-        row = None
-    if not isinstance(row, dict):
-        raise ConfigError(
-            f"{where} is not a document", "each line is a JSON object: its keys are the columns"
-        )
-    return row
-
-
 def _read_json(path: Path) -> list[Row]:
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError:
-        return list(_read_jsonl(path))
+        return list(read_jsonl(path))
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ConfigError(f"{str(path)!r} is not a list of JSON objects", "or write one object to a line")
     return rows

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from starcoder.files import copy_model_files, write_whole
 from starcoder.tokenizer import Tokenizer
 
 # Source: bigcode/starcoder's tokenizer, serving facts in its tokenizer_config.json.
@@ -27,18 +28,6 @@ SPECIAL_TOKENS = (
     "<commit_msg>",
     "<commit_after>",
     "<reponame>",
-)
-
-# What a checkpoint folder holds of its tokenizer.
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "generation_config.json",
 )
 
 
@@ -76,7 +65,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path, max_len
         "model_max_length": max_length,
         "additional_special_tokens": list(SPECIAL_TOKENS[1:]),
     }
-    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1) + "\n")
+    write_whole(folder / "tokenizer_config.json", json.dumps(config, indent=1) + "\n")
 
 
 def add_tokens(source: Path, folder: Path, texts: Sequence[str], chat_template: str | None) -> Tokenizer:
@@ -88,14 +77,12 @@ def add_tokens(source: Path, folder: Path, texts: Sequence[str], chat_template: 
     new = [text for text in dict.fromkeys(texts) if text not in tokenizer.special_tokens]
     ids = {text: tokenizer.vocab_size + n for n, text in enumerate(new)}
     folder.mkdir(parents=True, exist_ok=True)
-    for name in TOKENIZER_FILES:
-        if (source / name).is_file() and folder != source:
-            (folder / name).write_bytes((source / name).read_bytes())
+    copy_model_files(source, folder)
     document = json.loads((source / "tokenizer.json").read_text("utf-8"))
     plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     added = [{"id": id, "content": text, **plain, "special": True} for text, id in ids.items()]
     document["added_tokens"] = [*document.get("added_tokens", []), *added]
-    (folder / "tokenizer.json").write_text(json.dumps(document, ensure_ascii=False), "utf-8")
+    write_whole(folder / "tokenizer.json", json.dumps(document, ensure_ascii=False))
     path = folder / "tokenizer_config.json"
     config = json.loads(path.read_text("utf-8")) if path.is_file() else {}
     if new:
@@ -106,6 +93,7 @@ def add_tokens(source: Path, folder: Path, texts: Sequence[str], chat_template: 
             config["added_tokens_decoder"] |= decoder
     if chat_template is not None:
         config.pop("chat_template", None)
-        (folder / "chat_template.jinja").write_text(chat_template, "utf-8")
-    path.write_text(json.dumps(config, indent=1) + "\n")
+        (folder / "dialogue_template.json").unlink(missing_ok=True)  # readers would prefer it
+        write_whole(folder / "chat_template.jinja", chat_template)
+    write_whole(path, json.dumps(config, indent=1) + "\n")
     return Tokenizer.load(folder)

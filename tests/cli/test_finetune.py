@@ -84,6 +84,23 @@ def test_every_recipe_is_understood(recipe: Path) -> None:
     assert options.data.data
 
 
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_every_file_of_a_model_but_its_weights_survives(
+    folder: Path, pairs: Path, tmp_path: Path, method: str
+) -> None:
+    kept = {
+        "dialogue_template.json",
+        "tokenizer.model",
+        "additional_chat_templates/tools.jinja",
+        "merges.txt",
+    }
+    (folder / "additional_chat_templates").mkdir()
+    for name in kept:
+        (folder / name).write_text("{}")
+    assert finetune(folder, pairs, tmp_path / "run", "--method", method, "--max-steps", "1") == 0
+    assert {name: (tmp_path / "run" / name).read_text() for name in kept} == dict.fromkeys(kept, "{}")
+
+
 def test_an_adapter_learns_and_goes_back_on_its_model(
     folder: Path, pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -6,6 +6,7 @@ import subprocess
 import pytest
 
 from starcoder.errors import ConfigError
+from starcoder.files import bundled
 from starcoder.prepare import converting, git
 from starcoder.prepare.decontaminate import Benchmarks
 from starcoder.prepare.filters import _FILTERS, NAMES, FilterSettings, reason_to_drop
@@ -14,7 +15,7 @@ from starcoder.prepare.inputs import list_inputs
 from starcoder.prepare.order import File, by_dependency, imports_of
 from starcoder.prepare.settings import PrepareSettings
 from starcoder.prepare.shards import family_tokens
-from starcoder.prepare.taking import BUNDLED, Row
+from starcoder.prepare.taking import Row
 from starcoder.prepare.texts import decode, generated, is_vendored
 from starcoder.repos.languages import language_of, languages
 from starcoder.repos.licenses import is_wanted, license_of_header, license_of_path, license_of_text
@@ -386,7 +387,7 @@ def row(repository, path, kind="file"):
 @pytest.fixture
 def starcoder2(tmp_path):
     """The bundled vocabulary with Starcoder2's names for its sentinels."""
-    text = (BUNDLED / "tokenizer.json").read_text().replace("<filename>", "<file_sep>")
+    text = (bundled() / "tokenizer.json").read_text().replace("<filename>", "<file_sep>")
     (tmp_path / "tokenizer.json").write_text(text.replace("<reponame>", "<repo_name>"))
     return Tokenizer.load(tmp_path)
 
@@ -414,7 +415,7 @@ def test_packed_repositories_have_the_layout_of_starcoder2(starcoder2):
 
 
 def test_packed_files_have_the_layout_of_starcoder():
-    tokenizer = Tokenizer.load(BUNDLED)
+    tokenizer = Tokenizer.load(bundled())
     assert laid_out(tokenizer, 1.0) == (
         "[<reponame>]r[<filename>]a.py\nx = 1\n[<|endoftext|>]"
         "[<reponame>]r[<filename>]b.py\ny = '<file_sep>'\n[<|endoftext|>]"

@@ -16,13 +16,13 @@ from pathlib import Path
 import pytest
 
 from starcoder.errors import ConfigError
+from starcoder.files import bundled
 from starcoder.prepare import attribution, card
 from starcoder.prepare.attribution_data import documents_of
 from starcoder.prepare.dedup import DedupSettings
 from starcoder.prepare.pipeline import prepare, read_figures
 from starcoder.prepare.secrets import mask
 from starcoder.prepare.settings import PrepareSettings
-from starcoder.prepare.taking import BUNDLED
 from starcoder.tokenizer import Tokenizer
 from tests.prepare.planting import plants
 from tests.prepare.repositories import git
@@ -98,7 +98,7 @@ def test_figures_equal_an_independent_count(tree, tmp_path):
     settings = PrepareSettings(inputs=(str(tree),), validation_share=0.2)
     figures = prepare(settings, tmp_path / "out")
     rows = read_rows(tmp_path / "out")
-    encode = Tokenizer.load(BUNDLED).encode
+    encode = Tokenizer.load(bundled()).encode
     assert figures["num_documents"] == len(rows)
     assert figures["num_seen"] == sum(path.is_file() for path in tree.rglob("*"))
     assert figures["num_seen"] == figures["num_documents"] + sum(figures["dropped"].values())

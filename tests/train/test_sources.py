@@ -173,7 +173,7 @@ def test_places_without_data_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no data to train on"):
         read(SourceSettings())
     (tmp_path / "d.jsonl").write_text('{"text": "a"}\n{"te')
-    with pytest.raises(ConfigError, match=r"d\.jsonl:2 is not a document"):
+    with pytest.raises(ConfigError, match=r"d\.jsonl:2 is not a JSON object"):
         read(SourceSettings(data=str(tmp_path / "d.jsonl")))
     (tmp_path / "folder").mkdir()
     with pytest.raises(ConfigError, match="holds no documents"):
