@@ -129,14 +129,14 @@ class Conversation:
     def _request(self) -> CompletionRequest:
         from dataclasses import replace
 
-        from starcoder.server.fitting import fitted
         from starcoder.server.templates import encode
+        from starcoder.server.worker import fit
 
         tokens = tuple(encode(self.messages(), self.form, self.model.tokenizer))
         params = replace(self.params, stop=self.form.stop)
         request = CompletionRequest(tokens=tokens, sampling=params)
         try:
-            return fitted(request, self.model.tokenizer, self.model.engine.context_length)
+            return fit(request, self.model.tokenizer, self.model.engine.context_length)
         except RequestError as error:
             raise RequestError(error.message, "/reset begins anew") from None
 

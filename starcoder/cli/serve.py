@@ -106,7 +106,7 @@ def run(*, options: ServeOptions = ServeOptions(), model: ModelOptions = ModelOp
     )
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, frame: None)  # once drained, the process ends as it should
-    print(f"serving {server.facts.model} on {server.bind()}", file=sys.stderr, flush=True)
+    print(f"serving {server.info.model} on {server.bind()}", file=sys.stderr, flush=True)
     server.run()
 
 

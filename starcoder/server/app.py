@@ -7,6 +7,7 @@ import logging
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import asdict
 from importlib import resources
 from typing import Any
 
@@ -17,27 +18,26 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from starcoder import __version__
+from starcoder import __version__, prompts
 from starcoder.errors import StarcoderError
-from starcoder.server import chat, llamacpp, ollama, openai, overlap, render, tabby, tgi
-from starcoder.server.answering import answer, error_response, json_response, read_json
-from starcoder.server.exchange import Errors, Exchange, Facts, Json, Refusal
-from starcoder.server.fields import Body
+from starcoder.server import chat, llamacpp, ollama, openai, overlap, tabby, tgi
+from starcoder.server.codec import Body, ErrorFormat, Exchange, HTTPError, Json, ServerInfo
 from starcoder.server.guard import Guard
 from starcoder.server.metrics import Metrics
 from starcoder.server.settings import ServerSettings
-from starcoder.server.worker import Worker
+from starcoder.server.transport import answer, error_response, json_response, read_json
+from starcoder.server.worker import Worker, fit
 
 log = logging.getLogger(__name__)
 
-Reader = Callable[[object, Facts], Exchange]
+Reader = Callable[[object, ServerInfo], Exchange]
 Handler = Callable[[Request], Awaitable[Response]]
 
 _LLAMACPP_PATHS = ("/infill", "/completion", "/completions", "/detokenize", "/props")
 
 
-def errors_of(path: str) -> Errors:
-    """The words in which errors of a path are told."""
+def errors_of(path: str) -> ErrorFormat:
+    """The error format of a path."""
     if path.startswith("/v1/"):
         return openai.ERRORS
     if path.startswith("/api/"):
@@ -45,7 +45,7 @@ def errors_of(path: str) -> Errors:
     return llamacpp.ERRORS if path in _LLAMACPP_PATHS else tgi.ERRORS
 
 
-def build(facts: Facts, settings: ServerSettings, worker: Worker, metrics: Metrics) -> FastAPI:
+def build(info: ServerInfo, settings: ServerSettings, worker: Worker, metrics: Metrics) -> FastAPI:
     """The application. Its life starts the worker and ends it."""
 
     @asynccontextmanager
@@ -64,7 +64,7 @@ def build(facts: Facts, settings: ServerSettings, worker: Worker, metrics: Metri
         # What goes through here is nobody else's business, whatever the environment says.
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
-    routes = _Routes(app, facts, settings, worker, metrics)
+    routes = _Routes(app, info, settings, worker, metrics)
     routes.add_completions()
     routes.add_texts()
     routes.add_descriptions()
@@ -78,11 +78,11 @@ async def _refuse(scope: Scope, receive: Receive, send: Send, error: StarcoderEr
 
 
 def _add_errors(app: FastAPI) -> None:
-    """Every failure is told in the dialect of its path."""
+    """Every failure is answered in the dialect of its path."""
 
-    async def told(request: Request, error: Exception) -> Response:
+    async def format_error(request: Request, error: Exception) -> Response:
         if isinstance(error, HTTPException):
-            error = Refusal(str(error.detail), status=error.status_code, kind="not_found")
+            error = HTTPError(str(error.detail), status=error.status_code, kind="not_found")
         assert isinstance(error, StarcoderError), "what this handles"
         return error_response(error, errors_of(request.url.path))
 
@@ -91,11 +91,11 @@ def _add_errors(app: FastAPI) -> None:
 
     async def broken(request: Request, error: Exception) -> Response:
         return error_response(
-            Refusal("internal error", status=500, kind="generation"), errors_of(request.url.path)
+            HTTPError("internal error", status=500, kind="generation"), errors_of(request.url.path)
         )
 
-    app.add_exception_handler(StarcoderError, told)
-    app.add_exception_handler(HTTPException, told)
+    app.add_exception_handler(StarcoderError, format_error)
+    app.add_exception_handler(HTTPException, format_error)
     app.add_exception_handler(ClientDisconnect, gone)
     app.add_exception_handler(Exception, broken)
 
@@ -104,53 +104,51 @@ class _Routes:
     """Adds the routes of one application."""
 
     def __init__(
-        self, app: FastAPI, facts: Facts, settings: ServerSettings, worker: Worker, metrics: Metrics
+        self, app: FastAPI, info: ServerInfo, settings: ServerSettings, worker: Worker, metrics: Metrics
     ):
-        self._app, self._facts, self._settings = app, facts, settings
+        self._app, self._info, self._settings = app, info, settings
         self._worker, self._metrics = worker, metrics
         self._bodies: dict[type[Body], None] = {}
 
     def add_completions(self) -> None:
-        """What makes the model write."""
-        ask = self._ask
-        ask("/v1/completions", _read_v1, openai.CompletionBody)
-        ask("/v1/fim/completions", openai.read_fim, openai.CompletionBody)
-        ask("/v1/chat/completions", chat.read, chat.ChatBody)
-        ask("/", _read_any, tgi.GenerateBody)
-        ask(
-            "/generate", lambda data, facts: tgi.read_generate(data, facts, is_stream=False), tgi.GenerateBody
-        )
-        ask(
+        """Routes that generate text."""
+        add = self._complete
+        add("/v1/completions", _read_v1, openai.CompletionBody)
+        add("/v1/fim/completions", openai.read_fim, openai.CompletionBody)
+        add("/v1/chat/completions", chat.read, chat.ChatBody)
+        add("/", _read_any, tgi.GenerateBody)
+        add("/generate", lambda data, info: tgi.read_generate(data, info, is_stream=False), tgi.GenerateBody)
+        add(
             "/generate_stream",
-            lambda data, facts: tgi.read_generate(data, facts, is_stream=True),
+            lambda data, info: tgi.read_generate(data, info, is_stream=True),
             tgi.GenerateBody,
         )
-        ask("/invocations", _read_any, tgi.GenerateBody)
-        ask("/models/{org}/{name}", _read_any, tgi.GenerateBody)
-        ask("/infill", llamacpp.read_infill, llamacpp.InfillBody)
-        ask("/completion", llamacpp.read_completion, llamacpp.InfillBody)
-        ask("/completions", llamacpp.read_completion, llamacpp.InfillBody)
-        ask("/api/generate", ollama.read_generate, ollama.OllamaGenerateBody)
-        ask("/api/chat", ollama.read_chat, ollama.OllamaChatBody)
+        add("/invocations", _read_any, tgi.GenerateBody)
+        add("/models/{org}/{name}", _read_any, tgi.GenerateBody)
+        add("/infill", llamacpp.read_infill, llamacpp.InfillBody)
+        add("/completion", llamacpp.read_completion, llamacpp.InfillBody)
+        add("/completions", llamacpp.read_completion, llamacpp.InfillBody)
+        add("/api/generate", ollama.read_generate, ollama.OllamaGenerateBody)
+        add("/api/chat", ollama.read_chat, ollama.OllamaChatBody)
 
     def add_texts(self) -> None:
-        """What looks at prompts and tokens without writing."""
-        facts = self._facts
+        """Routes that only look at prompts and tokens."""
+        info = self._info
 
         async def fim_render(request: Request) -> Response:
             data = await read_json(request)
-            return json_response(await render.render(data, facts, self._worker))
+            return json_response(await self._render(data))
 
         async def tokenize(request: Request) -> Response:
             data = await read_json(request)
             is_tgi = isinstance(data, dict) and "inputs" in data
             try:
-                return json_response((tgi if is_tgi else llamacpp).tokenize(data, facts))
+                return json_response((tgi if is_tgi else llamacpp).tokenize(data, info))
             except StarcoderError as error:
                 return error_response(error, tgi.ERRORS if is_tgi else llamacpp.ERRORS)
 
         async def detokenize(request: Request) -> Response:
-            return json_response(llamacpp.detokenize(await read_json(request), facts))
+            return json_response(llamacpp.detokenize(await read_json(request), info))
 
         async def events(request: Request) -> Response:
             self._metrics.count_event(tabby.read_event(await read_json(request)))
@@ -158,11 +156,11 @@ class _Routes:
 
         async def show(request: Request) -> Response:
             await read_json(request)
-            return json_response(ollama.show(facts))
+            return json_response(ollama.show(info))
 
         async def find_overlap(request: Request) -> Response:
             data = await read_json(request)
-            return json_response(await asyncio.to_thread(overlap.overlap, data, facts.attribution))
+            return json_response(await asyncio.to_thread(overlap.overlap, data, info.attribution))
 
         self._add("/overlap", find_overlap, overlap.OverlapBody)
         self._add("/v1/fim/render", fim_render, openai.CompletionBody)
@@ -172,11 +170,11 @@ class _Routes:
         self._add("/api/show", show, ollama.ShowBody)
 
     def add_descriptions(self) -> None:
-        """What tells of the server and its model."""
-        facts, settings = self._facts, self._settings
+        """What describes the server and its model."""
+        info, settings = self._info, self._settings
         max_requests = settings.max_queue + settings.max_sequences
 
-        def tell(path: str, document: Callable[[], Json]) -> None:
+        def add(path: str, document: Callable[[], Json]) -> None:
             async def handler(request: Request) -> Response:
                 return json_response(document())
 
@@ -187,16 +185,16 @@ class _Routes:
             return json_response({"status": "ok"})
 
         async def named_model(name: str) -> Response:
-            if name not in (facts.model, *facts.aliases):
-                raise Refusal(f"there is no model {name!r}", f"this server has {facts.model!r}", status=404)
-            return json_response(openai.model(facts, name))
+            if name not in (info.model, *info.aliases):
+                raise HTTPError(f"there is no model {name!r}", f"this server has {info.model!r}", status=404)
+            return json_response(openai.model(info, name))
 
         async def numbers(request: Request) -> Response:
             return PlainTextResponse(self._metrics.text(), media_type="text/plain; version=0.0.4")
 
         async def health_of_tabby(request: Request) -> Response:
             self._require_health()
-            return json_response(tabby.health(facts))
+            return json_response(tabby.health(info))
 
         for path in ("/health", "/ping"):
             self._app.add_api_route(path, health, methods=["GET"], response_class=Response)
@@ -206,28 +204,28 @@ class _Routes:
             self._app.add_api_route("/", self._front_page, methods=[method], response_class=Response)
         self._app.add_api_route("/metrics", numbers, methods=["GET"], response_class=Response)
         self._app.add_api_route("/docs", self._docs, methods=["GET"], response_class=Response)
-        tell("/v1/models", lambda: openai.models(facts))
+        add("/v1/models", lambda: openai.models(info))
         self._app.add_api_route(
             "/v1/models/{name:path}", named_model, methods=["GET"], response_class=Response
         )
-        tell("/info", lambda: tgi.info(facts, max_requests))
-        tell("/props", lambda: llamacpp.props(facts, settings.max_sequences))
-        tell("/api/version", lambda: {"version": __version__})
-        tell("/api/tags", lambda: ollama.tags(facts))
-        tell("/api/ps", lambda: ollama.tags(facts))
-        tell("/api-doc/openapi.json", lambda: self._app.openapi())
+        add("/info", lambda: tgi.info(info, max_requests))
+        add("/props", lambda: llamacpp.props(info, settings.max_sequences))
+        add("/api/version", lambda: {"version": __version__})
+        add("/api/tags", lambda: ollama.tags(info))
+        add("/api/ps", lambda: ollama.tags(info))
+        add("/api-doc/openapi.json", lambda: self._app.openapi())
         self._app.openapi = self._openapi  # type: ignore[method-assign]  # FastAPI's way to extend it
 
-    def _ask(self, path: str, read: Reader, body: type[Body]) -> None:
+    def _complete(self, path: str, read: Reader, body: type[Body]) -> None:
         """A route that completes: `read` makes the exchange of its JSON."""
 
         async def handler(request: Request) -> Response:
-            with self._metrics.counting() as seen:
+            with self._metrics.counting() as stats:
                 data = await read_json(request)
-                exchange = read(data, self._facts)
-                if overlap.wants_attribution(data):
-                    exchange = overlap.attributed(exchange, self._facts.attribution)
-                seen.is_stream = exchange.is_stream
+                exchange = read(data, self._info)
+                if _wants_attribution(data):
+                    exchange = overlap.attributed(exchange, self._info.attribution)
+                stats.is_stream = exchange.is_stream
                 return await answer(
                     request,
                     exchange,
@@ -262,6 +260,31 @@ class _Routes:
         assert self._app.openapi_schema is not None
         return self._app.openapi_schema
 
+    async def _render(self, data: object) -> Json:
+        """Text, ids, budget and cache hit of the first prompt of a `/v1/completions` body, Tabby's included.
+
+        Raises:
+            StarcoderError: what the completion would be refused for.
+        """
+        info = self._info
+        exchange = _read_v1(data, info)
+        if not exchange.requests:
+            raise HTTPError("there is no prompt to render")
+        request = fit(exchange.requests[0], info.tokenizer, info.context_length)
+        budget = info.context_length - request.sampling.max_tokens
+        prompt = prompts.build(request, info.tokenizer, budget=budget)
+        return {
+            "text": info.tokenizer.decode(prompt.tokens),
+            "tokens": list(prompt.tokens),
+            "layout": prompt.layout,
+            "prompt_tokens": len(prompt.tokens),
+            "cached_tokens": await self._worker.call(lambda engine: engine.cached_tokens(prompt.tokens)),
+            "max_tokens": request.sampling.max_tokens,
+            "context_length": info.context_length,
+            "budget": budget,
+            "dropped_characters": asdict(prompt.dropped),
+        }
+
     async def _front_page(self, request: Request) -> Response:
         """A page for browsers, and for others the sentence by which clients of Ollama know it."""
         if "text/html" not in request.headers.get("accept", ""):
@@ -273,7 +296,16 @@ class _Routes:
 
     def _require_health(self) -> None:
         if self._worker.trouble is not None:
-            raise Refusal(self._worker.trouble, status=503, kind="healthcheck")
+            raise HTTPError(self._worker.trouble, status=503, kind="healthcheck")
+
+
+def _wants_attribution(data: object) -> bool:
+    """Whether a completion's body, or its nested `parameters`, asks for attribution."""
+    if not isinstance(data, dict):
+        return False
+    parameters = data.get("parameters")
+    nested = parameters.get("attribution") if isinstance(parameters, dict) else None
+    return data.get("attribution") is True or nested is True
 
 
 def _page(name: str) -> Response:
@@ -295,18 +327,18 @@ def _page(name: str) -> Response:
     return HTMLResponse(text, headers=headers)
 
 
-def _read_v1(data: object, facts: Facts) -> Exchange:
+def _read_v1(data: object, info: ServerInfo) -> Exchange:
     """`/v1/completions` is Tabby's as well as OpenAI's."""
     if isinstance(data, dict) and "segments" in data:
-        return tabby.read_completion(data, facts)
-    return openai.read_completion(data, facts)
+        return tabby.read_completion(data, info)
+    return openai.read_completion(data, info)
 
 
-def _read_any(data: object, facts: Facts) -> Exchange:
+def _read_any(data: object, info: ServerInfo) -> Exchange:
     """TGI's `inputs`, a chat's `messages`, or a `prompt`."""
     if isinstance(data, dict) and "inputs" not in data:
         if "messages" in data:
-            return chat.read(data, facts)
+            return chat.read(data, info)
         if "prompt" in data:
-            return openai.read_completion(data, facts)
-    return tgi.read_generate(data, facts, is_compat=True)
+            return openai.read_completion(data, info)
+    return tgi.read_generate(data, info, is_compat=True)

@@ -6,16 +6,21 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
-from pydantic import AliasChoices, BeforeValidator, Field
+from pydantic import BeforeValidator
 
 from starcoder.errors import StarcoderError
 from starcoder.request import Chunk, Completion, CompletionRequest, TokenLogprob, Usage
 from starcoder.server import openai
-from starcoder.server.exchange import Facts, Json, Refusal
-from starcoder.server.fields import Body, Common, at_most
-from starcoder.server.sse import sse
+from starcoder.server.codec import (
+    Body,
+    CompletionFields,
+    HTTPError,
+    Json,
+    ServerInfo,
+    sse,
+)
 from starcoder.server.templates import INSTRUCT_MODELS, Turns, base_model, encode
-from starcoder.server.tools import Tools, instructed, spoken
+from starcoder.server.tools import Tools, to_turn, with_tool_prompt
 
 
 def _joined(content: object) -> object:
@@ -31,15 +36,11 @@ class Message(Body):
     tool_calls: tuple[Any, ...] = ()
 
 
-class ChatBody(Common):
+class ChatBody(CompletionFields, wire={"max_tokens": ("max_completion_tokens",)}):
     """Body of `/v1/chat/completions`."""
 
     model: str = ""
     messages: list[Message]
-    max_tokens: int | None = Field(
-        default=None, validation_alias=AliasChoices("max_completion_tokens", "max_tokens")
-    )
-    n: int = 1
     logprobs: bool = False
     top_logprobs: int | None = None
     tools: tuple[Any, ...] = ()
@@ -48,50 +49,47 @@ class ChatBody(Common):
     stream_options: openai.StreamOptions = openai.StreamOptions()
 
 
-def read(data: object, facts: Facts) -> "ChatExchange":
-    """Parse a chat request. Raises: Refusal, RequestError: what is wrong with it."""
+def read(data: object, info: ServerInfo) -> "ChatExchange":
+    """Parse a chat request. Raises: HTTPError, RequestError: what is wrong with it."""
     body = ChatBody.read(data)
-    at_most(max(1, body.n), "choices")
-    wanted = facts.default_max_tokens if body.max_tokens is None else body.max_tokens
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    turns = [spoken(turn.model_dump()) for turn in body.messages]
+    turns = [to_turn(turn.model_dump()) for turn in body.messages]
     tools = Tools.read(body.tools, body.tool_choice)
     if tools is not None:
-        turns = instructed(turns, tools) if turns else turns
-    request = ask(body, turns, facts, wanted, body.n, logprobs)
+        turns = with_tool_prompt(turns, tools) if turns else turns
+    request = ask(body, turns, info, logprobs=logprobs)
     if tools is not None and request.sampling.grammar is not None:
-        raise Refusal("`tools` and a form of the answer exclude each other", "send one of the two")
+        raise HTTPError("`tools` and a form of the answer exclude each other", "send one of the two")
     if tools is not None:
         sampling = replace(request.sampling, grammar=tools.grammar(), ignore_eos=False)
         request = replace(request, sampling=sampling)
-    return ChatExchange([request], body.stream, facts, body.stream_options.include_usage, tools)
+    return ChatExchange([request], body.stream, info, body.stream_options.include_usage, tools)
 
 
 def ask(
-    body: Common, turns: Turns, facts: Facts, max_tokens: int, n: int = 1, logprobs: int | None = None
+    body: CompletionFields, turns: Turns, info: ServerInfo, *, logprobs: int | None = None, **changes: Any
 ) -> CompletionRequest:
-    """The request for the next turn of the assistant. Raises: Refusal: a base model, or no messages."""
-    chat = facts.chat
+    """The request for the next turn of the assistant. Raises: HTTPError: a base model, or no messages."""
+    chat = info.chat
     if chat is None:
-        raise Refusal(
-            base_model(facts.model),
+        raise HTTPError(
+            base_model(info.model),
             f"serve an instruct model, such as {INSTRUCT_MODELS}, or choose --chat-template",
         )
     if not turns:
-        raise Refusal("`messages` is empty", "send at least one")
-    params = body.model_copy(update={"stop": [*body.stop, *chat.stop]}).params(
-        max_tokens=max_tokens, n=n, logprobs=logprobs
-    )
-    return body.encoded(encode(turns, chat, facts.tokenizer), params)
+        raise HTTPError("`messages` is empty", "send at least one")
+    changes["stop"] = (*body.given.get("stop", ()), *chat.stop)
+    params = body.params(default_max_tokens=info.default_max_tokens, logprobs=logprobs, **changes)
+    return body.encoded(encode(turns, chat, info.tokenizer), params)
 
 
 @dataclass
 class ChatExchange:
-    """One chat request and the words of its answer."""
+    """One chat request and the format of its answer."""
 
     requests: Sequence[CompletionRequest]
     is_stream: bool
-    facts: Facts
+    info: ServerInfo
     has_usage_chunk: bool = False
     tools: Tools | None = None
     media_type: str = "text/event-stream"
@@ -129,7 +127,7 @@ class ChatExchange:
             self._begun.add(chunk.index)
             delta["role"] = "assistant"
             delta["content"] = ""
-        text, call = self._sorted(chunk)
+        text, call = self._split(chunk)
         if text:
             delta["content"] = text
         finish = None if chunk.finish_reason is None else openai.FINISH[chunk.finish_reason]
@@ -146,7 +144,7 @@ class ChatExchange:
             usage = {"usage": None} if self.has_usage_chunk else {}
             yield sse(self._head("chat.completion.chunk") | {"choices": [choice]} | usage)
 
-    def _sorted(self, chunk: Chunk) -> tuple[str, dict[str, Any] | None]:
+    def _split(self, chunk: Chunk) -> tuple[str, dict[str, Any] | None]:
         """What of a chunk is text for the client, and the call that it completes: a call comes whole."""
         if self.tools is None:
             return chunk.text, None
@@ -170,22 +168,22 @@ class ChatExchange:
         return sse(openai.error(problem)) + "data: [DONE]\n\n"
 
     def _head(self, kind: str) -> dict[str, Any]:
-        return {"id": self.id, "object": kind, "created": self.created, "model": self.facts.model}
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.info.model}
 
     def _costs(self) -> dict[str, Any]:
         usages = [] if self._usage is None else [self._usage]
         return {"usage": openai.usage(usages, self._num_tokens), "timings": openai.timings(usages)}
 
     def _logprobs(self, tokens: Sequence[TokenLogprob]) -> dict[str, Any] | None:
-        def said(id: int, value: float) -> dict[str, Any]:
-            tokenizer = self.facts.tokenizer
+        def entry(id: int, value: float) -> dict[str, Any]:
+            tokenizer = self.info.tokenizer
             data = tokenizer.token_bytes(id)
             return {"token": tokenizer.token_text(id), "logprob": value, "bytes": list(data)}
 
         if not tokens:
             return None
         content = [
-            said(one.token, one.logprob) | {"top_logprobs": [said(id, value) for id, value in one.top]}
+            entry(one.token, one.logprob) | {"top_logprobs": [entry(id, value) for id, value in one.top]}
             for one in tokens
         ]
         return {"content": content, "refusal": None}

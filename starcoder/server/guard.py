@@ -1,16 +1,18 @@
-"""Stands before the routes: Host and Origin, API keys, rates, sizes. Plain ASGI: streams pass untouched."""
+"""Checks before the routes: Host and Origin, API keys, rates, sizes. Plain ASGI: streams pass untouched."""
 
+import hmac
+import ipaddress
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from starcoder.errors import StarcoderError
-from starcoder.server.exchange import Overload, Refusal
+from starcoder.server.codec import HTTPError, Overload
 from starcoder.server.settings import ApiKey, ServerSettings
 
-# Never behind a key: health, descriptions and numbers. Source: TGI keeps the same open (serving facts 1.1).
+# Never behind a key: health, descriptions and metrics. Source: TGI keeps the same open (serving facts 1.1).
 OPEN_PATHS = frozenset(
     {"/health", "/ping", "/info", "/metrics", "/docs", "/openapi.json", "/api-doc/openapi.json"}
     | {"/v1/models", "/v1/health", "/api/version"}
@@ -52,10 +54,10 @@ class Guard:
         await self._app(scope, receive, send)
 
     def _check_origin(self, headers: Headers) -> str | None:
-        """The allowed foreign origin to answer to, if any. Raises: Refusal: a foreign page or name."""
+        """The allowed foreign origin to answer to, if any. Raises: HTTPError: a foreign page or name."""
         host = headers.get("host", "")
-        if host and not self._settings.allows_host(host):
-            raise Refusal(
+        if host and not allows_host(self._settings, host):
+            raise HTTPError(
                 f"the Host header names {host!r}, which is not this server",
                 "start the server with --allow-host if that is its name",
                 status=403,
@@ -64,8 +66,8 @@ class Guard:
         origin = headers.get("origin")
         if origin is None:
             return None
-        if not self._settings.allows_origin(origin, host):
-            raise Refusal(
+        if not allows_origin(self._settings, origin, host):
+            raise HTTPError(
                 f"pages of {origin!r} may not use this server",
                 "start the server with --allow-origin to let them",
                 status=403,
@@ -74,16 +76,16 @@ class Guard:
         return origin
 
     def _check_key(self, scope: Scope, headers: Headers) -> None:
-        """Raises: Refusal: no key or a wrong one. Overload: the key's rate is used up."""
+        """Raises: HTTPError: no key or a wrong one. Overload: the key's rate is used up."""
         is_open = scope["path"] in OPEN_PATHS or (scope["path"] == "/" and scope["method"] in ("GET", "HEAD"))
         if not self._settings.keys or is_open:
             return
         scheme, _, given = headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer":
             given = headers.get("x-api-key", "")
-        key = self._settings.find_key(given.strip())
+        key = find_key(self._settings.keys, given.strip())
         if key is None:
-            raise Refusal(
+            raise HTTPError(
                 "the API key is missing or wrong",
                 "send the header `Authorization: Bearer KEY`",
                 status=401,
@@ -109,7 +111,7 @@ class Guard:
         self._buckets[key.digest] = left - 1, now
 
     def _limited(self, headers: Headers, receive: Receive) -> Receive:
-        """A `receive` that counts. Raises: Refusal: the body is announced too large."""
+        """A `receive` that counts. Raises: HTTPError: the body is announced too large."""
         most, seen = self._settings.max_body_bytes, 0
         announced = headers.get("content-length", "")
         if announced.isdecimal() and int(announced) > most:
@@ -126,8 +128,48 @@ class Guard:
         return counted
 
 
-def _too_large(most: int) -> Refusal:
-    return Refusal(
+def find_key(keys: Sequence[ApiKey], given: str) -> ApiKey | None:
+    """The key that was given, compared in constant time with every one."""
+    digest, found = ApiKey.of(given).digest, None
+    for key in keys:
+        if hmac.compare_digest(key.digest, digest):
+            found = key
+    return found
+
+
+def allows_host(settings: ServerSettings, header: str) -> bool:
+    """Whether a request may address the server so: a web page that rebinds its own name to it may not.
+
+    Addresses cannot be rebound, and whoever has a key is no such page.
+    """
+    name = _host_name(header)
+    if settings.keys or name == "localhost" or name.endswith(".localhost"):
+        return True
+    if name in (settings.host.lower(), *(host.lower() for host in settings.allowed_hosts)):
+        return True
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def allows_origin(settings: ServerSettings, origin: str, host_header: str) -> bool:
+    """Whether a page of `origin` may ask: our own, or one that was allowed ("*" allows all)."""
+    own = origin.partition("://")[2]
+    is_own = bool(own and own == host_header)
+    return is_own or "*" in settings.allowed_origins or origin in settings.allowed_origins
+
+
+def _host_name(header: str) -> str:
+    """`name` of `name:port`, `[::1]:port` without brackets."""
+    if header.startswith("["):
+        return header[1:].partition("]")[0].lower()
+    return header.rpartition(":")[0].lower() if ":" in header else header.lower()
+
+
+def _too_large(most: int) -> HTTPError:
+    return HTTPError(
         f"the body is larger than {most} bytes", "send less context", status=413, kind="validation"
     )
 

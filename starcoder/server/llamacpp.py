@@ -7,8 +7,6 @@ What llama.vim and llama.vscode send and read. Accepted and without effect: `sam
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from pydantic import AliasChoices, Field
-
 from starcoder.errors import StarcoderError
 from starcoder.request import (
     Chunk,
@@ -20,9 +18,17 @@ from starcoder.request import (
     TokenLogprob,
     Usage,
 )
-from starcoder.server.exchange import Errors, Facts, Json, Refusal, told
-from starcoder.server.fields import Body, Common, TokenId, at_most
-from starcoder.server.sse import sse
+from starcoder.server.codec import (
+    Body,
+    CompletionFields,
+    ErrorFormat,
+    HTTPError,
+    Json,
+    ServerInfo,
+    TokenId,
+    format_error,
+    sse,
+)
 
 _STOP_TYPES = {"eos": "eos", "stop": "word", "length": "limit", "deadline": "limit", "abort": "none"}
 
@@ -32,23 +38,21 @@ class ExtraFile(Body):
     filename: str = ""
 
 
-class InfillBody(Common):
+class InfillBody(
+    CompletionFields,
+    wire={
+        "max_tokens": ("n_predict",),
+        "n": ("n_cmpl",),
+        "repetition_penalty": ("repeat_penalty",),
+        "min_indent": ("n_indent",),
+    },
+):
     """Body of `/completion` and `/infill`."""
 
     prompt: str | list[TokenId | str] = ""
     input_prefix: str = ""
     input_suffix: str = ""
     input_extra: tuple[ExtraFile, ...] = ()
-    n_predict: int | None = Field(
-        default=None,
-        validation_alias=AliasChoices("n_predict", "max_tokens"),
-        description="0 warms the cache only",
-    )
-    n_cmpl: int = Field(default=1, validation_alias=AliasChoices("n_cmpl", "n"))
-    repetition_penalty: float | None = Field(
-        default=None, validation_alias=AliasChoices("repeat_penalty", "repetition_penalty")
-    )
-    min_indent: int | None = Field(default=None, validation_alias=AliasChoices("n_indent", "min_indent"))
     n_probs: int = 0
     return_tokens: bool = False
     response_fields: tuple[str, ...] = ()
@@ -59,105 +63,107 @@ def error(problem: StarcoderError) -> Json:
     status = ERRORS.status(problem)
     kinds = {401: "authentication_error", 404: "not_found_error", 503: "unavailable_error"}
     kind = kinds.get(status, "invalid_request_error" if status < 500 else "server_error")
-    return {"error": {"code": status, "message": told(problem), "type": kind}}
+    return {"error": {"code": status, "message": format_error(problem), "type": kind}}
 
 
-ERRORS = Errors(error)
+ERRORS = ErrorFormat(error)
 
 
-def read_completion(data: object, facts: Facts) -> "CompletionExchange":
-    """Parse `/completion`. Raises: Refusal, RequestError: a field of the wrong type or out of range."""
+def read_completion(data: object, info: ServerInfo) -> "InfillExchange":
+    """Parse `/completion`. Raises: HTTPError, RequestError: a field of the wrong type or out of range."""
     body = InfillBody.read(data)
-    params = _params(body, facts)
+    params = _params(body, info)
     if isinstance(body.prompt, str):
-        request = body.prompt_request(body.prompt, params, facts)
+        request = body.prompt_request(body.prompt, params, info)
     else:  # ids and texts in turn
-        encode = facts.tokenizer.encode_with_special
+        encode = info.tokenizer.encode_with_special
         pieces = [[one] if isinstance(one, int) else encode(one) for one in body.prompt]
         request = body.encoded([id for piece in pieces for id in piece], params)
-    return _exchange(body, request, facts)
+    return _exchange(body, request, info)
 
 
-def read_infill(data: object, facts: Facts) -> "CompletionExchange":
+def read_infill(data: object, info: ServerInfo) -> "InfillExchange":
     """Parse `/infill`: `prompt` is the text between `input_prefix` and the cursor. Raises: as above."""
     body = InfillBody.read(data)
-    if not facts.can_infill:
-        raise Refusal(
+    if not info.can_infill:
+        raise HTTPError(
             "this model cannot infill: its tokenizer has no infilling tokens",
             "use a StarCoder base model",
             status=501,
         )
-    between = body.prompt if isinstance(body.prompt, str) else facts.tokenizer.decode(_ids(body.prompt))
-    request = body.infill(body.input_prefix + between, body.input_suffix, _params(body, facts))
+    between = body.prompt if isinstance(body.prompt, str) else info.tokenizer.decode(_ids(body.prompt))
+    request = body.infill(body.input_prefix + between, body.input_suffix, _params(body, info))
     extras = tuple(ContextFile(path=extra.filename, text=extra.text) for extra in body.input_extra)
-    return _exchange(body, replace(request, extras=request.extras + extras), facts)
+    return _exchange(body, replace(request, extras=request.extras + extras), info)
 
 
 def _ids(prompt: Sequence[int | str]) -> list[int]:
-    """Raises: Refusal: text among the ids."""
+    """Raises: HTTPError: text among the ids."""
     if not all(isinstance(one, int) for one in prompt):
-        raise Refusal("`prompt`: expected a text or token ids")
+        raise HTTPError("`prompt`: expected a text or token ids")
     return [int(one) for one in prompt]
 
 
-def _params(body: InfillBody, facts: Facts) -> SamplingParams:
-    at_most(body.n_cmpl, "completions")
-    wanted = facts.default_max_tokens if body.n_predict is None else body.n_predict
-    if wanted < 0:  # -1: to the end of the context
-        wanted = facts.context_length
+def _params(body: InfillBody, info: ServerInfo) -> SamplingParams:
+    num_tokens = body.given.get("max_tokens", info.default_max_tokens)
+    if num_tokens < 0:  # -1: to the end of the context
+        num_tokens = info.context_length
     probabilities = min(body.n_probs, 100) if body.n_probs > 0 else None
-    return body.params(max_tokens=max(1, wanted), n=body.n_cmpl, logprobs=probabilities)
+    return body.params(
+        default_max_tokens=info.default_max_tokens, logprobs=probabilities, max_tokens=max(1, num_tokens)
+    )
 
 
-def _exchange(body: InfillBody, request: CompletionRequest, facts: Facts) -> "CompletionExchange":
-    if body.n_predict == 0 and not (request.prefix or request.suffix or request.tokens):
-        request = replace(request, tokens=(facts.tokenizer.sentinels.eos,))  # a warm-up of nothing
-    return CompletionExchange(
+def _exchange(body: InfillBody, request: CompletionRequest, info: ServerInfo) -> "InfillExchange":
+    is_warm_up = body.given.get("max_tokens") == 0
+    if is_warm_up and not (request.prefix or request.suffix or request.tokens):
+        request = replace(request, tokens=(info.tokenizer.sentinels.eos,))  # a warm-up of nothing
+    return InfillExchange(
         [request],
         body.stream,
-        facts,
-        is_warm_up=body.n_predict == 0,
+        info,
+        is_warm_up=is_warm_up,
         returns_tokens=body.return_tokens,
         wanted=body.response_fields,
     )
 
 
 @dataclass
-class _Progress:
-    """What a sample has brought so far."""
+class _Sent:
+    """What was sent of a sample."""
 
     text: str = ""
     tokens: tuple[int, ...] = ()
 
 
 @dataclass
-class CompletionExchange:
-    """One request of `/completion` or `/infill` and the words of its answer."""
+class InfillExchange:
+    """One request of `/completion` or `/infill` and the format of its answer."""
 
     requests: Sequence[CompletionRequest]
     is_stream: bool
-    facts: Facts
+    info: ServerInfo
     is_warm_up: bool = False  # only the cache matters
     returns_tokens: bool = False
     wanted: tuple[str, ...] = ()  # fields to answer with, such as "timings/prompt_n"; all if empty
     media_type: str = "text/event-stream"
-    _progress: dict[int, _Progress] = field(default_factory=dict)
+    _sent: dict[int, _Sent] = field(default_factory=dict)
 
     def whole(self, samples: Sequence[Sequence[Completion]]) -> Json:
         answers = [self._answer(one) for one in samples[0]]
         return answers[0] if len(answers) == 1 else list(answers)
 
     def events(self, position: int, chunk: Chunk) -> Iterator[str]:
-        progress = self._progress.setdefault(chunk.index, _Progress())
+        sent = self._sent.setdefault(chunk.index, _Sent())
         if self.is_warm_up:
             chunk = replace(chunk, text="", tokens=(), logprobs=())
-        progress.text += chunk.text
-        progress.tokens += chunk.tokens
+        sent.text += chunk.text
+        sent.tokens += chunk.tokens
         if chunk.text or chunk.tokens:
-            yield sse(self._part(chunk, len(progress.tokens)))
+            yield sse(self._part(chunk, len(sent.tokens)))
         if chunk.usage is not None and chunk.finish_reason is not None:
             last = self._last(
-                chunk.index, progress.text, progress.tokens, chunk.finish_reason, chunk.stop, chunk.usage
+                chunk.index, sent.text, sent.tokens, chunk.finish_reason, chunk.stop, chunk.usage
             )
             yield sse(last | {"content": "", "tokens": []})
 
@@ -203,7 +209,7 @@ class CompletionExchange:
             "tokens": list(tokens) if self.returns_tokens else [],
             "id_slot": 0,
             "stop": True,
-            "model": self.facts.model,
+            "model": self.info.model,
             "tokens_predicted": len(tokens),
             "tokens_evaluated": usage.prompt_tokens,
             "tokens_cached": usage.prompt_tokens + max(0, len(tokens) - 1),
@@ -218,7 +224,7 @@ class CompletionExchange:
 
     def _probability(self, token: TokenLogprob) -> dict[str, object]:
         top = [
-            {"id": id, "token": self.facts.tokenizer.token_text(id), "logprob": value}
+            {"id": id, "token": self.info.tokenizer.token_text(id), "logprob": value}
             for id, value in token.top
         ]
         return {"id": token.token, "token": token.text, "logprob": token.logprob, "top_logprobs": top}
@@ -281,10 +287,10 @@ class DetokenizeBody(Body):
     tokens: tuple[TokenId, ...] = ()
 
 
-def tokenize(data: object, facts: Facts) -> Json:
-    """`/tokenize`. Raises: Refusal, RequestError: not a text."""
+def tokenize(data: object, info: ServerInfo) -> Json:
+    """`/tokenize`. Raises: HTTPError, RequestError: not a text."""
     body = TokenizeBody.read(data)
-    tokenizer = facts.tokenizer
+    tokenizer = info.tokenizer
     ids = (
         tokenizer.encode_with_special(body.content) if body.parse_special else tokenizer.encode(body.content)
     )
@@ -301,18 +307,18 @@ def _piece(data: bytes) -> object:
         return list(data)
 
 
-def detokenize(data: object, facts: Facts) -> Json:
-    """`/detokenize`. Raises: Refusal: not token ids."""
-    return {"content": facts.tokenizer.decode(DetokenizeBody.read(data).tokens)}
+def detokenize(data: object, info: ServerInfo) -> Json:
+    """`/detokenize`. Raises: HTTPError: not token ids."""
+    return {"content": info.tokenizer.decode(DetokenizeBody.read(data).tokens)}
 
 
-def props(facts: Facts, num_slots: int) -> Json:
+def props(info: ServerInfo, num_slots: int) -> Json:
     """`/props`."""
     return {
-        "default_generation_settings": {"n_ctx": facts.context_length, "params": {}},
+        "default_generation_settings": {"n_ctx": info.context_length, "params": {}},
         "total_slots": num_slots,
-        "model_path": facts.model,
-        "chat_template": facts.chat.source if facts.chat else "",
+        "model_path": info.model,
+        "chat_template": info.chat.source if info.chat else "",
         "modalities": {"vision": False, "audio": False},
         "build_info": "starcoder",
     }

@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect
 
 from starcoder.errors import CapacityError, StarcoderError
 from starcoder.request import Chunk, CompletionRequest
-from starcoder.server.exchange import Refusal
+from starcoder.server.codec import HTTPError
 from starcoder.server.worker import Worker
 
 _SECONDS = [0.00015 * 1.5**power for power in range(35)]  # Source: TGI's buckets (serving facts 1.3)
@@ -39,8 +39,8 @@ _ALIASES = {
 
 
 @dataclass
-class Seen:
-    """What is known of a request once its body was read."""
+class RequestStats:
+    """What is known of a request once its body has been read."""
 
     is_stream: bool = False
 
@@ -80,12 +80,12 @@ class Metrics:
         self._registry.register(_Engine(self))
 
     @contextmanager
-    def counting(self) -> Iterator[Seen]:
+    def counting(self) -> Iterator[RequestStats]:
         """Counts a request, its time and how it ended."""
-        start, seen = time.perf_counter(), Seen()
+        start, stats = time.perf_counter(), RequestStats()
         self._requests.inc()
         try:
-            yield seen
+            yield stats
         except StarcoderError as error:
             self._failed.labels(_reason(error)).inc()
             raise
@@ -93,7 +93,7 @@ class Metrics:
             self._failed.labels("dropped").inc()
             raise
         self._succeeded.inc()
-        if not seen.is_stream:
+        if not stats.is_stream:
             self._duration.observe(time.perf_counter() - start)
 
     def observe(self, request: CompletionRequest, chunk: Chunk, num_tokens: int) -> None:
@@ -131,7 +131,7 @@ class Metrics:
 
 
 class _Engine(Collector):
-    """Where the engine stands now."""
+    """The state of the engine."""
 
     def __init__(self, metrics: Metrics):
         self._metrics = metrics
@@ -189,5 +189,5 @@ def _reason(error: StarcoderError) -> str:
     """TGI's word for it."""
     if isinstance(error, CapacityError):
         return "overloaded"
-    status = error.status if isinstance(error, Refusal) else 400
+    status = error.status if isinstance(error, HTTPError) else 400
     return {499: "dropped", 409: "superseded"}.get(status, "validation" if status < 500 else "generation")

@@ -1,6 +1,6 @@
 """Ollama's `/api/generate`, `/api/chat`, `/api/tags`, `/api/show`: newline-delimited JSON, nanoseconds.
 
-Streams unless told otherwise. Accepted and without effect: `system`, `template`, `context`,
+Streams by default. Accepted and without effect: `system`, `template`, `context`,
 `keep_alive`, `images`.
 """
 
@@ -10,13 +10,18 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from pydantic import AliasChoices, Field
-
 from starcoder.errors import CapacityError, StarcoderError
 from starcoder.request import Chunk, Completion, CompletionRequest, FinishReason, Usage
-from starcoder.server import chat, structure, tools
-from starcoder.server.exchange import Errors, Facts, Json, Refusal, told
-from starcoder.server.fields import Body, Common
+from starcoder.server import chat, schemas, tools
+from starcoder.server.codec import (
+    Body,
+    CompletionFields,
+    ErrorFormat,
+    HTTPError,
+    Json,
+    ServerInfo,
+    format_error,
+)
 
 _DONE: dict[FinishReason, str] = {
     "eos": "stop",
@@ -27,13 +32,10 @@ _DONE: dict[FinishReason, str] = {
 }
 
 
-class Options(Common):
+class Options(
+    CompletionFields, wire={"max_tokens": ("num_predict",), "repetition_penalty": ("repeat_penalty",)}
+):
     """`options` of a request."""
-
-    num_predict: int | None = None
-    repetition_penalty: float | None = Field(
-        default=None, validation_alias=AliasChoices("repeat_penalty", "repetition_penalty")
-    )
 
 
 class OllamaGenerateBody(Body):
@@ -67,88 +69,86 @@ class ShowBody(Body):
 def error(problem: StarcoderError) -> Json:
     if isinstance(problem, CapacityError):
         return {"error": "server busy, please try again.  maximum pending requests exceeded"}
-    return {"error": told(problem)}
+    return {"error": format_error(problem)}
 
 
-ERRORS = Errors(error)
+ERRORS = ErrorFormat(error)
 
 
-def read_generate(data: object, facts: Facts) -> "GenerateExchange":
-    """Parse `/api/generate`. Raises: Refusal, RequestError: what is wrong with it."""
+def read_generate(data: object, info: ServerInfo) -> "OllamaExchange":
+    """Parse `/api/generate`. Raises: HTTPError, RequestError: what is wrong with it."""
     body = OllamaGenerateBody.read(data)
-    options = _formed(body.options, body.format)
+    options = _with_format(body.options, body.format)
     if not body.prompt and not body.suffix:
-        return GenerateExchange([], body.stream, facts)
-    params = options.params(max_tokens=_max_tokens(options, facts))
+        return OllamaExchange([], body.stream, info)
+    params = options.params(default_max_tokens=info.default_max_tokens, **_limit(options, info))
     if body.suffix:
-        if not facts.can_infill:
-            raise Refusal(f"{facts.model} does not support insert")
+        if not info.can_infill:
+            raise HTTPError(f"{info.model} does not support insert")
         request = options.infill(body.prompt, body.suffix, params)
     else:
-        request = options.prompt_request(body.prompt, params, facts)
-    return GenerateExchange([request], body.stream, facts)
+        request = options.prompt_request(body.prompt, params, info)
+    return OllamaExchange([request], body.stream, info)
 
 
-def read_chat(data: object, facts: Facts) -> "GenerateExchange":
+def read_chat(data: object, info: ServerInfo) -> "OllamaExchange":
     """Parse `/api/chat`. Raises: as above."""
     body = OllamaChatBody.read(data)
     if not body.messages:
-        return GenerateExchange([], body.stream, facts, is_chat=True)
-    turns = [tools.spoken(message.model_dump()) for message in body.messages]
-    options = _formed(body.options, body.format)
-    request = chat.ask(options, turns, facts, _max_tokens(options, facts))
-    return GenerateExchange([request], body.stream, facts, is_chat=True)
+        return OllamaExchange([], body.stream, info, is_chat=True)
+    turns = [tools.to_turn(message.model_dump()) for message in body.messages]
+    options = _with_format(body.options, body.format)
+    request = chat.ask(options, turns, info, **_limit(options, info))
+    return OllamaExchange([request], body.stream, info, is_chat=True)
 
 
-def _formed(options: Options, format: dict[str, Any] | str | None) -> Options:
-    said = structure.of_ollama(format)
-    return options if said is None else options.model_copy(update={"response_format": said})
+def _with_format(options: Options, format: dict[str, Any] | str | None) -> Options:
+    wanted = schemas.of_ollama(format)
+    return options if wanted is None else options.model_copy(update={"response_format": wanted})
 
 
-def _max_tokens(options: Options, facts: Facts) -> int:
-    wanted = options.num_predict
-    if wanted is None:
-        return facts.default_max_tokens
-    return wanted if wanted > 0 else facts.context_length  # -1 and -2: as far as the context goes
+def _limit(options: Options, info: ServerInfo) -> dict[str, int]:
+    """-1 and -2: as far as the context goes."""
+    return {"max_tokens": info.context_length} if options.given.get("max_tokens", 1) < 1 else {}
 
 
 @dataclass
-class GenerateExchange:
-    """One request and the words of its answer. Without requests it only says that the model is loaded."""
+class OllamaExchange:
+    """One request and the format of its answer. Without requests it only says that the model is loaded."""
 
     requests: Sequence[CompletionRequest]
     is_stream: bool
-    facts: Facts
+    info: ServerInfo
     is_chat: bool = False
     media_type: str = "application/x-ndjson"
     _num_tokens: int = 0
 
     def whole(self, samples: Sequence[Sequence[Completion]]) -> Json:
         if not samples:
-            return self._said("") | {"done": True, "done_reason": "load"}
+            return self._part("") | {"done": True, "done_reason": "load"}
         one = samples[0][0]
-        return self._said(one.text) | self._last(one.finish_reason, one.usage, len(one.tokens))
+        return self._part(one.text) | self._last(one.finish_reason, one.usage, len(one.tokens))
 
     def events(self, position: int, chunk: Chunk) -> Iterator[str]:
         self._num_tokens += len(chunk.tokens)
         last = chunk.finish_reason is not None and chunk.usage is not None
         if chunk.text:
-            yield _line(self._said(chunk.text) | {"done": False})
+            yield _line(self._part(chunk.text) | {"done": False})
         if last and chunk.finish_reason is not None and chunk.usage is not None:
-            yield _line(self._said("") | self._last(chunk.finish_reason, chunk.usage, self._num_tokens))
+            yield _line(self._part("") | self._last(chunk.finish_reason, chunk.usage, self._num_tokens))
 
     def end(self) -> str:
-        return "" if self.requests else _line(self._said("") | {"done": True, "done_reason": "load"})
+        return "" if self.requests else _line(self._part("") | {"done": True, "done_reason": "load"})
 
     def failure(self, problem: StarcoderError) -> str:
         return _line(error(problem))
 
-    def _said(self, text: str) -> dict[str, object]:
-        said: dict[str, object] = {"response": text}
+    def _part(self, text: str) -> dict[str, object]:
+        part: dict[str, object] = {"response": text}
         if self.is_chat:
-            said = {"message": {"role": "assistant", "content": text}}
+            part = {"message": {"role": "assistant", "content": text}}
         created = datetime.now(UTC).isoformat().replace("+00:00", "Z")
-        return {"model": self.facts.model, "created_at": created, **said}
+        return {"model": self.info.model, "created_at": created, **part}
 
     def _last(self, finish: FinishReason, usage: Usage, num_tokens: int) -> dict[str, object]:
         total_ms = usage.queue_ms + usage.prefill_ms + usage.decode_ms
@@ -164,26 +164,26 @@ class GenerateExchange:
         }
 
 
-def tags(facts: Facts) -> Json:
+def tags(info: ServerInfo) -> Json:
     """`/api/tags` and `/api/ps`: the one model, under all its names."""
-    return {"models": [_described(facts, name) for name in (facts.model, *facts.aliases)]}
+    return {"models": [_described(info, name) for name in (info.model, *info.aliases)]}
 
 
-def show(facts: Facts) -> Json:
+def show(info: ServerInfo) -> Json:
     """`/api/show`."""
-    style = facts.tokenizer.sentinels.style
-    abilities = ["completion", *(["insert"] if facts.can_infill else [])]
+    style = info.tokenizer.sentinels.style
+    abilities = ["completion", *(["insert"] if info.can_infill else [])]
     return {
         "modelfile": "",
         "parameters": "",
-        "template": "{{ .Prompt }}{{ .Suffix }}" if facts.can_infill else "{{ .Prompt }}",
-        "details": _details(facts),
-        "model_info": {"general.architecture": style, f"{style}.context_length": facts.context_length},
+        "template": "{{ .Prompt }}{{ .Suffix }}" if info.can_infill else "{{ .Prompt }}",
+        "details": _details(info),
+        "model_info": {"general.architecture": style, f"{style}.context_length": info.context_length},
         "capabilities": abilities,
     }
 
 
-def _described(facts: Facts, name: str) -> dict[str, object]:
+def _described(info: ServerInfo, name: str) -> dict[str, object]:
     epoch = "1970-01-01T00:00:00Z"
     return {
         "name": name,
@@ -193,12 +193,12 @@ def _described(facts: Facts, name: str) -> dict[str, object]:
         "size": 0,
         "size_vram": 0,
         "digest": "0" * 64,
-        "details": _details(facts),
+        "details": _details(info),
     }
 
 
-def _details(facts: Facts) -> dict[str, object]:
-    style = facts.tokenizer.sentinels.style
+def _details(info: ServerInfo) -> dict[str, object]:
+    style = info.tokenizer.sentinels.style
     return {
         "parent_model": "",
         "format": "safetensors",

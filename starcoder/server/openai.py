@@ -13,9 +13,18 @@ from typing import Any
 
 from starcoder.errors import StarcoderError
 from starcoder.request import Chunk, Completion, CompletionRequest, TokenLogprob, Usage
-from starcoder.server.exchange import Errors, Facts, Json, Refusal, told
-from starcoder.server.fields import Body, Common, TokenId, at_most
-from starcoder.server.sse import sse
+from starcoder.server.codec import (
+    Body,
+    CompletionFields,
+    ErrorFormat,
+    HTTPError,
+    Json,
+    ServerInfo,
+    TokenId,
+    at_most,
+    format_error,
+    sse,
+)
 
 # OpenAI's own. Source: the reference of its completions endpoint.
 DEFAULT_MAX_TOKENS = 16
@@ -28,14 +37,12 @@ class StreamOptions(Body):
     include_usage: bool = False
 
 
-class CompletionBody(Common):
+class CompletionBody(CompletionFields):
     """Body of `/v1/completions` and `/v1/fim/completions`."""
 
     model: str = ""
     prompt: str | list[str] | list[TokenId] | list[list[TokenId]] = ""
     suffix: str | None = None
-    max_tokens: int | None = None
-    n: int = 1
     best_of: int | None = None
     echo: bool = False
     logprobs: bool | int | None = None
@@ -49,7 +56,7 @@ class CompletionBody(Common):
 
 def error(problem: StarcoderError) -> Json:
     """OpenAI's error; `detail` is the form in which llm-ls looks for it."""
-    status, message = ERRORS.status(problem), told(problem)
+    status, message = ERRORS.status(problem), format_error(problem)
     kind = _KINDS.get(status, "invalid_request_error" if status < 500 else "server_error")
     return {
         "error": {"message": message, "type": kind, "param": None, "code": None},
@@ -57,28 +64,29 @@ def error(problem: StarcoderError) -> Json:
     }
 
 
-ERRORS = Errors(error)
+ERRORS = ErrorFormat(error)
 
 
-def read_completion(data: object, facts: Facts) -> "CompletionExchange":
+def read_completion(data: object, info: ServerInfo) -> "CompletionExchange":
     """Parse a completion request.
 
     Raises:
-        Refusal: a field is missing or of the wrong type.
+        HTTPError: a field is missing or of the wrong type.
         RequestError: a value is out of its range.
     """
     body = CompletionBody.read(_flat(data))
-    if body.best_of is not None and body.best_of != body.n:
-        raise Refusal("`best_of` must equal `n`", "ask for `n` samples and choose with `logprobs`")
-    if body.echo and body.num_logprobs is not None and body.max_tokens != 0:
-        raise Refusal(
+    n, max_tokens = body.given.get("n", 1), body.given.get("max_tokens", DEFAULT_MAX_TOKENS)
+    if body.best_of is not None and body.best_of != n:
+        raise HTTPError("`best_of` must equal `n`", "ask for `n` samples and choose with `logprobs`")
+    if body.echo and body.num_logprobs is not None and max_tokens != 0:
+        raise HTTPError(
             "`echo` with `logprobs` is not supported", "log-probabilities of a prompt are not computed"
         )
     prompts = _prompts(body.prompt)
-    at_most(len(prompts) * max(1, body.n), "samples")
-    max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
+    at_most(len(prompts) * max(1, n), "samples")
     is_echo_alone = body.echo and max_tokens == 0
-    params = body.params(max_tokens=1 if is_echo_alone else max_tokens, n=body.n, logprobs=body.num_logprobs)
+    limit = {"max_tokens": 1} if is_echo_alone else {}
+    params = body.params(default_max_tokens=DEFAULT_MAX_TOKENS, logprobs=body.num_logprobs, **limit)
     requests: list[CompletionRequest] = []
     for prompt in prompts:
         if not isinstance(prompt, str):
@@ -86,27 +94,27 @@ def read_completion(data: object, facts: Facts) -> "CompletionExchange":
         elif body.suffix is not None:
             requests.append(body.infill(prompt, body.suffix, params))
         else:
-            requests.append(body.prompt_request(prompt, params, facts))
-    echoes = [p if isinstance(p, str) else facts.tokenizer.decode(p) for p in prompts] if body.echo else []
+            requests.append(body.prompt_request(prompt, params, info))
+    echoes = [p if isinstance(p, str) else info.tokenizer.decode(p) for p in prompts] if body.echo else []
     return CompletionExchange(
-        requests, body.stream, facts, body.stream_options.include_usage, echoes, is_echo_alone
+        requests, body.stream, info, body.stream_options.include_usage, echoes, is_echo_alone
     )
 
 
-def read_fim(data: object, facts: Facts) -> "CompletionExchange":
+def read_fim(data: object, info: ServerInfo) -> "CompletionExchange":
     """Parse a request of Mistral's infilling contract: the same, answered like a chat. Raises: as above."""
-    exchange = read_completion(data, facts)
+    exchange = read_completion(data, info)
     exchange.is_chat_like = True
     return exchange
 
 
 @dataclass
 class CompletionExchange:
-    """One completion request and the words of its answer."""
+    """One completion request and the format of its answer."""
 
     requests: Sequence[CompletionRequest]
     is_stream: bool
-    facts: Facts
+    info: ServerInfo
     has_usage_chunk: bool = False
     echoes: Sequence[str] = ()  # texts to put before those of each request, if any
     is_echo_alone: bool = False  # the echo is the whole answer
@@ -127,7 +135,9 @@ class CompletionExchange:
                 finish = "length" if self.is_echo_alone else FINISH[one.finish_reason]
                 index = self._choice(position, one.index)
                 tokens = () if self.is_echo_alone else one.logprobs
-                choices.append(self._said(index, text, finish, logprobs(tokens, len(echo), self.facts)))
+                choices.append(
+                    self._format_choice(index, text, finish, logprobs(tokens, len(echo), self.info))
+                )
                 self._num_tokens += 0 if self.is_echo_alone else len(one.tokens)
             self._usages[position] = group[0].usage
         return self._head() | {"choices": choices, **self._costs()}
@@ -145,8 +155,8 @@ class CompletionExchange:
         if chunk.usage:
             self._usages[position] = chunk.usage
         if text or finish or is_first or chunk.logprobs:
-            choice = self._said(
-                index, text, finish, logprobs(chunk.logprobs, offset, self.facts), is_part=True
+            choice = self._format_choice(
+                index, text, finish, logprobs(chunk.logprobs, offset, self.info), is_part=True
             )
             usage = {"usage": None} if self.has_usage_chunk else {}
             yield sse(self._head() | {"choices": [choice]} | usage)
@@ -165,9 +175,9 @@ class CompletionExchange:
         kind = "text_completion"
         if self.is_chat_like:
             kind = "chat.completion.chunk" if self.is_stream else "chat.completion"
-        return {"id": self.id, "object": kind, "created": self.created, "model": self.facts.model}
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.info.model}
 
-    def _said(
+    def _format_choice(
         self, index: int, text: str, finish: str | None, tokens: Json | None, *, is_part: bool = False
     ) -> dict[str, Any]:
         said: dict[str, Any] = {"text": text}
@@ -207,7 +217,7 @@ def timings(usages: Iterable[Usage]) -> dict[str, Any]:
     }
 
 
-def logprobs(tokens: Sequence[TokenLogprob], offset: int, facts: Facts) -> dict[str, object] | None:
+def logprobs(tokens: Sequence[TokenLogprob], offset: int, info: ServerInfo) -> dict[str, object] | None:
     """The legacy form, one list per property; `offset` is where in the text the first token starts."""
     if not tokens:
         return None
@@ -219,20 +229,20 @@ def logprobs(tokens: Sequence[TokenLogprob], offset: int, facts: Facts) -> dict[
         "tokens": [token.text for token in tokens],
         "token_logprobs": [token.logprob for token in tokens],
         "top_logprobs": [
-            {facts.tokenizer.token_text(id): value for id, value in token.top} for token in tokens
+            {info.tokenizer.token_text(id): value for id, value in token.top} for token in tokens
         ],
         "text_offset": offsets,
     }
 
 
-def models(facts: Facts) -> Json:
+def models(info: ServerInfo) -> Json:
     """`/v1/models`: the model under its own name and under those by which clients know its prompt format."""
-    return {"object": "list", "data": [model(facts, name) for name in (facts.model, *facts.aliases)]}
+    return {"object": "list", "data": [model(info, name) for name in (info.model, *info.aliases)]}
 
 
-def model(facts: Facts, name: str) -> dict[str, object]:
+def model(info: ServerInfo, name: str) -> dict[str, object]:
     """`/v1/models/{name}`; the context length under every name that clients look for."""
-    context = facts.context_length
+    context = info.context_length
     return {
         "id": name,
         "object": "model",
@@ -241,16 +251,16 @@ def model(facts: Facts, name: str) -> dict[str, object]:
         "context_length": context,
         "context_window": context,
         "max_model_len": context,
-        "capabilities": {"completion": True, "fim": facts.can_infill, "chat": facts.chat is not None},
+        "capabilities": {"completion": True, "fim": info.can_infill, "chat": info.chat is not None},
     }
 
 
 def _prompts(prompt: str | list[str] | list[int] | list[list[int]]) -> list[str | list[int]]:
-    """Raises: Refusal: no prompt at all."""
+    """Raises: HTTPError: no prompt at all."""
     if isinstance(prompt, str):
         return [prompt]
     if not prompt:
-        raise Refusal("`prompt` is an empty list", "give a text, texts or token ids")
+        raise HTTPError("`prompt` is an empty list", "give a text, texts or token ids")
     if isinstance(prompt[0], int):
         return [[int(token) for token in prompt if isinstance(token, int)]]
     return [one for one in prompt if not isinstance(one, int)]

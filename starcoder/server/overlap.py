@@ -12,9 +12,13 @@ from pydantic import Field
 from starcoder.errors import StarcoderError
 from starcoder.prepare.attribution import Index, Span
 from starcoder.request import Chunk, Completion, CompletionRequest
-from starcoder.server.exchange import Exchange, Json, Refusal
-from starcoder.server.fields import Body
-from starcoder.server.sse import sse
+from starcoder.server.codec import (
+    Body,
+    Exchange,
+    HTTPError,
+    Json,
+    sse,
+)
 
 MAX_CHARACTERS = 100_000  # of a document: about a second of one core for 200 MB of known files
 
@@ -26,14 +30,14 @@ class OverlapBody(Body):
 
 
 def overlap(data: object, index: Index | None) -> Json:
-    """The spans of a document that stand in the index, and where.
+    """The spans of a document that are in the index, and their sources.
 
     Raises:
-        Refusal: no document, one that is too long, or a server without an index.
+        HTTPError: no document, one that is too long, or a server without an index.
     """
     text = OverlapBody.read(data).document
     if len(text) > MAX_CHARACTERS:
-        raise Refusal(f"`document` has {len(text)} characters; expected at most {MAX_CHARACTERS}")
+        raise HTTPError(f"`document` has {len(text)} characters; expected at most {MAX_CHARACTERS}")
     spans = _required(index).find(text)
     units = _utf16_offsets(text)
     return {
@@ -42,23 +46,14 @@ def overlap(data: object, index: Index | None) -> Json:
     }
 
 
-def wants_attribution(data: object) -> bool:
-    """Whether a completion's body, or its nested `parameters`, asks for attribution."""
-    if not isinstance(data, dict):
-        return False
-    parameters = data.get("parameters")
-    nested = parameters.get("attribution") if isinstance(parameters, dict) else None
-    return data.get("attribution") is True or nested is True
-
-
 def attributed(exchange: Exchange, index: Index | None) -> Exchange:
-    """The same exchange, whose answer tells which spans of each sample stand in the index.
+    """The same exchange, whose answer has the spans of each sample that are in the index.
 
     Raises:
-        Refusal: a server without an index, or a stream that is no event stream.
+        HTTPError: a server without an index, or a stream that is no event stream.
     """
     if exchange.is_stream and exchange.media_type != "text/event-stream":
-        raise Refusal("`attribution` is not told in this dialect's streams", 'ask with "stream": false')
+        raise HTTPError("this dialect's streams have no `attribution`", 'ask with "stream": false')
     return Attributed(exchange, _required(index))
 
 
@@ -87,13 +82,13 @@ class Attributed:
 
     def whole(self, samples: Sequence[Sequence[Completion]]) -> Json:
         answer = self.inner.whole(samples)
-        told = [self._told(position, one.text) for position, group in enumerate(samples) for one in group]
+        spans = [self._spans(position, one.text) for position, group in enumerate(samples) for one in group]
         if isinstance(answer, list):  # TGI's list of texts
             return [
-                {**one, "attribution": spans} if isinstance(one, dict) else one
-                for one, spans in zip(answer, told, strict=False)
+                {**one, "attribution": found} if isinstance(one, dict) else one
+                for one, found in zip(answer, spans, strict=False)
             ]
-        return {**answer, "attribution": told}
+        return {**answer, "attribution": spans}
 
     def events(self, position: int, chunk: Chunk) -> Iterator[str]:
         key = (position, chunk.index)
@@ -101,20 +96,20 @@ class Attributed:
         yield from self.inner.events(position, chunk)
 
     def end(self) -> str:
-        told = [self._told(position, text) for (position, _), text in sorted(self._texts.items())]
-        return sse({"choices": [], "attribution": told}) + self.inner.end()
+        spans = [self._spans(position, text) for (position, _), text in sorted(self._texts.items())]
+        return sse({"choices": [], "attribution": spans}) + self.inner.end()
 
     def failure(self, error: StarcoderError) -> str:
         return self.inner.failure(error)
 
-    def _told(self, position: int, text: str) -> list[dict[str, object]]:
+    def _spans(self, position: int, text: str) -> list[dict[str, object]]:
         spans = self.index.find_in_completion(self.requests[position].prefix, text)
         return [{"start": span.start, "end": span.end, "sources": _sources(span)} for span in spans]
 
 
 def _required(index: Index | None) -> Index:
     if index is None:
-        raise Refusal("this server has no attribution index", "start it with `serve --attribution FOLDER`")
+        raise HTTPError("this server has no attribution index", "start it with `serve --attribution FOLDER`")
     return index
 
 
@@ -123,7 +118,7 @@ def _sources(span: Span) -> list[dict[str, object]]:
 
 
 def _utf16_offsets(text: str) -> list[int]:
-    """Where every character, and the end, stands in UTF-16."""
+    """Offset of every character, and of the end, in UTF-16."""
     offsets = [0]
     for character in text:
         offsets.append(offsets[-1] + (2 if ord(character) > 0xFFFF else 1))

@@ -12,7 +12,7 @@ from starcoder.engine.local import Model
 from starcoder.errors import ConfigError, StarcoderError
 from starcoder.prepare.attribution import Index
 from starcoder.server import app
-from starcoder.server.exchange import Facts
+from starcoder.server.codec import ServerInfo
 from starcoder.server.metrics import Metrics
 from starcoder.server.settings import ServerSettings
 from starcoder.server.templates import ChatFormat
@@ -47,7 +47,7 @@ class Server:
             ConfigError: no such chat template.
         """
         self.settings = settings = settings or ServerSettings()
-        self.facts = Facts(
+        self.info = ServerInfo(
             model=name,
             tokenizer=model.tokenizer,
             context_length=model.engine.context_length,
@@ -66,7 +66,7 @@ class Server:
             stall_s=settings.stall_s,
             metrics=self.metrics,
         )
-        self.app: FastAPI = app.build(self.facts, settings, self.worker, self.metrics)
+        self.app: FastAPI = app.build(self.info, settings, self.worker, self.metrics)
         self._socket: socket.socket | None = None
         self._uvicorn = uvicorn.Server(
             uvicorn.Config(

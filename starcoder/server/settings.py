@@ -1,13 +1,13 @@
 """How the server behaves: addresses, limits, who may ask. No torch, no web framework."""
 
 import hashlib
-import hmac
-import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from starcoder.errors import ConfigError
-from starcoder.server.exchange import Compat
+
+Compat = Literal["lenient", "tgi-strict"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,44 +47,6 @@ class ServerSettings:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected at least 1")
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"port is {self.port}; expected 0 (any that is free) to 65535")
-
-    def find_key(self, given: str) -> ApiKey | None:
-        """The key that was given, compared in constant time with every one."""
-        digest, found = ApiKey.of(given).digest, None
-        for key in self.keys:
-            if hmac.compare_digest(key.digest, digest):
-                found = key
-        return found
-
-    def allows_host(self, header: str) -> bool:
-        """Whether a request may name us so: a web page that rebinds its own name to us may not.
-
-        Addresses cannot be rebound, and whoever has a key is no such page.
-        """
-        name = _host_name(header)
-        if self.keys or name == "localhost" or name.endswith(".localhost"):
-            return True
-        if name in (self.host.lower(), *(host.lower() for host in self.allowed_hosts)):
-            return True
-        try:
-            ipaddress.ip_address(name)
-        except ValueError:
-            return False
-        return True
-
-    def allows_origin(self, origin: str, host_header: str) -> bool:
-        """Whether a page of `origin` may ask: our own, or one that was allowed ("*" allows all)."""
-        own = origin.partition("://")[2]
-        return (
-            bool(own and own == host_header) or "*" in self.allowed_origins or origin in self.allowed_origins
-        )
-
-
-def _host_name(header: str) -> str:
-    """`name` of `name:port`, `[::1]:port` without brackets."""
-    if header.startswith("["):
-        return header[1:].partition("]")[0].lower()
-    return header.rpartition(":")[0].lower() if ":" in header else header.lower()
 
 
 def read_keys(path: Path) -> tuple[ApiKey, ...]:

@@ -13,8 +13,12 @@ from typing import Literal
 from starcoder import __version__
 from starcoder.errors import StarcoderError
 from starcoder.request import Chunk, Completion, CompletionRequest, ContextFile
-from starcoder.server.exchange import Facts, Json
-from starcoder.server.fields import Body, Common
+from starcoder.server.codec import (
+    Body,
+    CompletionFields,
+    Json,
+    ServerInfo,
+)
 
 
 class Snippet(Body):
@@ -32,7 +36,7 @@ class Segments(Body):
     relevant_snippets_from_recently_opened_files: tuple[Snippet, ...] = ()
 
 
-class TabbyCompletionBody(Common):
+class TabbyCompletionBody(CompletionFields):
     """Body of `/v1/completions` as Tabby's clients send it."""
 
     language: str = ""
@@ -47,8 +51,8 @@ class EventBody(Body):
     completion_id: str = ""
 
 
-def read_completion(data: object, facts: Facts) -> "CompletionExchange":
-    """Parse a completion request. Raises: Refusal, RequestError: what is wrong with it."""
+def read_completion(data: object, info: ServerInfo) -> "TabbyExchange":
+    """Parse a completion request. Raises: HTTPError, RequestError: what is wrong with it."""
     body = TabbyCompletionBody.read(data)
     segments = body.segments
     snippets = [
@@ -56,14 +60,16 @@ def read_completion(data: object, facts: Facts) -> "CompletionExchange":
         *segments.relevant_snippets_from_changed_files,
         *segments.declarations,
     ]
-    request = body.infill(segments.prefix, segments.suffix, body.params(max_tokens=facts.default_max_tokens))
+    request = body.infill(
+        segments.prefix, segments.suffix, body.params(default_max_tokens=info.default_max_tokens)
+    )
     request = replace(
         request,
         path=segments.filepath or None,
         repo=_repository(segments.git_url),
         extras=tuple(ContextFile(path=snippet.filepath, text=snippet.body) for snippet in snippets),
     )
-    return CompletionExchange([request], facts, body.mode)
+    return TabbyExchange([request], info, body.mode)
 
 
 def _repository(url: str | None) -> str | None:
@@ -75,11 +81,11 @@ def _repository(url: str | None) -> str | None:
 
 
 @dataclass
-class CompletionExchange:
-    """One request of a Tabby client and the words of its answer. It never streams."""
+class TabbyExchange:
+    """One request of a Tabby client and the format of its answer. It never streams."""
 
     requests: Sequence[CompletionRequest]
-    facts: Facts
+    info: ServerInfo
     mode: str
     is_stream: bool = False
     media_type: str = "text/event-stream"
@@ -100,19 +106,19 @@ class CompletionExchange:
 
 
 def read_event(data: object) -> str:
-    """What became of a completion: view, select or dismiss. Raises: Refusal: none of these."""
+    """What became of a completion: view, select or dismiss. Raises: HTTPError: none of these."""
     return EventBody.read(data).type
 
 
-def health(facts: Facts) -> Json:
+def health(info: ServerInfo) -> Json:
     """`/v1/health`."""
     return {
-        "model": facts.model,
+        "model": info.model,
         "device": "cpu",
         "arch": platform.machine(),
         "cpu_info": platform.processor(),
         "cpu_count": os.cpu_count() or 1,
         "cuda_devices": [],
-        "models": {"completion": {"local": {"model_id": facts.model}}},
+        "models": {"completion": {"local": {"model_id": info.model}}},
         "version": {"build_date": "", "build_timestamp": "", "git_sha": "", "git_describe": __version__},
     }

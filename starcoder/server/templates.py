@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from starcoder.errors import ConfigError
 from starcoder.prompts import compile_chat_template
-from starcoder.server.exchange import Refusal
+from starcoder.server.codec import HTTPError
 
 if TYPE_CHECKING:
     from starcoder.tokenizer import Tokenizer
@@ -63,7 +63,7 @@ DIALOGUES = {
 class ChatFormat:
     """How messages become a prompt, and what ends an answer."""
 
-    render: Callable[[Turns], str]  # raises Refusal: the template refuses the messages
+    render: Callable[[Turns], str]  # raises HTTPError: the template refuses the messages
     source: str  # the template as `/props` shows it
     stop: tuple[str, ...] = ()
 
@@ -101,7 +101,7 @@ class ChatFormat:
         """Raises: ConfigError: the template is not valid, or jinja2 is not installed."""
 
         def refuse(message: str) -> NoReturn:
-            raise Refusal(f"the chat template refuses: {message}")
+            raise HTTPError(f"the chat template refuses: {message}")
 
         template = compile_chat_template(source, refuse, extra="serve")
         from jinja2 import TemplateError
@@ -117,7 +117,7 @@ class ChatFormat:
                     eos_token=end,
                 )
             except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
-                raise Refusal(f"the chat template cannot show these messages: {error}") from None
+                raise HTTPError(f"the chat template cannot show these messages: {error}") from None
 
         return cls(render=render, source=source)
 

@@ -13,11 +13,21 @@ from typing import Any
 from starcoder import __version__
 from starcoder.errors import CapacityError, StarcoderError
 from starcoder.request import Chunk, Completion, CompletionRequest, FinishReason, SamplingParams, TokenLogprob
-from starcoder.server.exchange import Errors, Facts, Json, Refusal, text_of, told
-from starcoder.server.fields import Body, Common, at_most
-from starcoder.server.sse import sse
+from starcoder.server.codec import (
+    Body,
+    CompletionFields,
+    ErrorFormat,
+    HTTPError,
+    Json,
+    ServerInfo,
+    at_most,
+    format_error,
+    sse,
+)
 
 MAX_BEST_OF, MAX_STOPS, MAX_TOP_TOKENS, MAX_BATCH = 2, 4, 5, 4  # TGI's own defaults
+
+_WARPERS = ("temperature", "top_k", "top_p")
 
 _FINISH: dict[FinishReason, str] = {
     "eos": "eos_token",
@@ -28,12 +38,11 @@ _FINISH: dict[FinishReason, str] = {
 }
 
 
-class Parameters(Common):
+class Parameters(CompletionFields, wire={"max_tokens": ("max_new_tokens",)}):
     """`parameters` of a request."""
 
     best_of: int | None = None
     do_sample: bool = False
-    max_new_tokens: int | None = None
     typical_p: float | None = None
     return_full_text: bool | None = None
     truncate: int | None = None
@@ -54,21 +63,21 @@ def error(problem: StarcoderError) -> Json:
     status = ERRORS.status(problem)
     if isinstance(problem, CapacityError):
         return {"error": "Model is overloaded", "error_type": "overloaded"}
-    kind = problem.kind if isinstance(problem, Refusal) else "validation"
+    kind = problem.kind if isinstance(problem, HTTPError) else "validation"
     prefix = "Input validation error: " if kind == "validation" and status in (400, 422) else ""
-    return {"error": f"{prefix}{told(problem)}", "error_type": kind}
+    return {"error": f"{prefix}{format_error(problem)}", "error_type": kind}
 
 
-ERRORS = Errors(error, invalid=422)
+ERRORS = ErrorFormat(error, invalid=422)
 
 
 def read_generate(
-    data: object, facts: Facts, *, is_stream: bool | None = None, is_compat: bool = False
+    data: object, info: ServerInfo, *, is_stream: bool | None = None, is_compat: bool = False
 ) -> "GenerateExchange":
     """Parse a generate request. `is_stream` None reads it from the body; `is_compat` answers with a list.
 
     Raises:
-        Refusal: a field is missing, of the wrong type, or against TGI's rules where these are on.
+        HTTPError: a field is missing, of the wrong type, or against TGI's rules where these are on.
         RequestError: a value is out of its range.
     """
     if isinstance(data, dict) and not isinstance(data.get("parameters"), dict):
@@ -76,21 +85,21 @@ def read_generate(
     body = GenerateBody.read(data, status=422)
     options = body.parameters
     stream = body.stream if is_stream is None else is_stream
-    if facts.compat == "tgi-strict":
+    if info.compat == "tgi-strict":
         assert isinstance(data, dict), "a body was read"
-        _check(body, stream, facts)
+        _check(body, stream, info)
         if "_has_no_parameters" in data:
             options = options.model_copy(update={"do_sample": True})
-    params = _params(options, stream, facts)
-    text = _truncated(body.inputs, options.truncate, facts)
-    request = options.prompt_request(text, params, facts)
+    params = _params(options, stream, info)
+    text = _truncated(body.inputs, options.truncate, info)
+    request = options.prompt_request(text, params, info)
     returns_all = options.return_full_text
     if returns_all is None:
-        returns_all = is_compat and facts.compat == "tgi-strict"
+        returns_all = is_compat and info.compat == "tgi-strict"
     return GenerateExchange(
         [request],
         stream,
-        facts,
+        info,
         inputs=body.inputs if returns_all else "",
         has_details=options.details or options.decoder_input_details,
         has_prefill=options.decoder_input_details,
@@ -98,60 +107,59 @@ def read_generate(
     )
 
 
-def _params(options: Parameters, is_stream: bool, facts: Facts) -> SamplingParams:
+def _params(options: Parameters, is_stream: bool, info: ServerInfo) -> SamplingParams:
     best_of = options.best_of or 1
     at_most(best_of, "samples (`best_of`)")
-    has_warpers = (options.top_k or 0) > 0 or (options.top_p is not None and options.top_p < 1)
-    is_sampled = options.do_sample or has_warpers or best_of > 1
-    if options.temperature is None and is_sampled:
-        options = options.model_copy(update={"temperature": 1.0})
-    if (options.temperature or 0) > 0 and options.seed is None:
-        options = options.model_copy(update={"seed": randbits(63)})  # TGI tells the seed that it drew
+    given = options.given
+    has_warpers = given.get("top_k", 0) > 0 or given.get("top_p", 1) < 1
+    changes: dict[str, Any] = {"n": 1 if is_stream else best_of}
+    if options.do_sample or has_warpers or best_of > 1:
+        changes["temperature"] = given.get("temperature", 1.0)
+    if changes.get("temperature", given.get("temperature", 0)) > 0 and "seed" not in given:
+        changes["seed"] = randbits(63)  # TGI reports the seed that it drew
     logprobs = options.top_n_tokens or (0 if is_stream or options.details or best_of > 1 else None)
-    wanted = options.max_new_tokens
-    if wanted is None:
-        wanted = facts.context_length if facts.compat == "tgi-strict" else facts.default_max_tokens
-    return options.params(max_tokens=wanted, n=1 if is_stream else best_of, logprobs=logprobs)
+    most = info.context_length if info.compat == "tgi-strict" else info.default_max_tokens
+    return options.params(default_max_tokens=most, logprobs=logprobs, **changes)
 
 
-def _truncated(text: str, limit: int | None, facts: Facts) -> str:
+def _truncated(text: str, limit: int | None, info: ServerInfo) -> str:
     """The last `limit` tokens, as TGI has it; the planner mends what that cuts off an infilling prompt."""
     if not limit or limit < 0:
         return text
-    ids = facts.tokenizer.encode_with_special(text)
-    return text if len(ids) <= limit else facts.tokenizer.decode(ids[-limit:])
+    ids = info.tokenizer.encode_with_special(text)
+    return text if len(ids) <= limit else info.tokenizer.decode(ids[-limit:])
 
 
-def _check(body: GenerateBody, is_stream: bool, facts: Facts) -> None:
+def _check(body: GenerateBody, is_stream: bool, info: ServerInfo) -> None:
     """TGI's rules, in its order.
 
     Raises:
-        Refusal: with TGI's message.
+        HTTPError: with TGI's message.
     Source: huggingface/text-generation-inference: router/src/validation.rs (serving facts 1.2).
     """
-    o = body.parameters
-    best_of, stops = o.best_of if o.best_of is not None else 1, len(o.stop)
-    is_sampled = o.do_sample or any(x is not None for x in (o.temperature, o.top_k, o.top_p, o.typical_p))
-    top_n, most = o.top_n_tokens or 0, facts.context_length
-    size, new = len(facts.tokenizer.encode_with_special(body.inputs)), o.max_new_tokens
+    o, given = body.parameters, body.parameters.given
+    best_of, stops = o.best_of if o.best_of is not None else 1, len(given.get("stop", ()))
+    is_sampled = o.do_sample or o.typical_p is not None or not given.keys().isdisjoint(_WARPERS)
+    top_n, most = o.top_n_tokens or 0, info.context_length
+    size, new = len(info.tokenizer.encode_with_special(body.inputs)), given.get("max_tokens")
     rules: list[tuple[bool, str]] = [
         (not 0 < best_of <= MAX_BEST_OF, f"`best_of` must be > 0 and <= {MAX_BEST_OF}. Given: {best_of}"),
         (best_of > 1 and not is_sampled, "you must use sampling when `best_of` is > 1"),
-        (best_of > 1 and o.seed is not None, "`seed` must not be set when `best_of` > 1"),
+        (best_of > 1 and "seed" in given, "`seed` must not be set when `best_of` > 1"),
         (is_stream and best_of != 1, "`best_of` != 1 is not supported when streaming tokens"),
         (
             is_stream and o.decoder_input_details,
             "`decoder_input_details` == true is not supported when streaming tokens",
         ),
-        (o.temperature is not None and o.temperature <= 0, "`temperature` must be strictly positive"),
+        (given.get("temperature", 1) <= 0, "`temperature` must be strictly positive"),
         (
-            o.repetition_penalty is not None and o.repetition_penalty <= 0,
+            given.get("repetition_penalty", 1) <= 0,
             "`repetition_penalty` must be strictly positive",
         ),
-        (abs(o.frequency_penalty or 0) > 2, "`frequency_penalty` must be >= -2.0 and <= 2.0"),
-        (o.top_p is not None and not 0 < o.top_p < 1, "`top_p` must be > 0.0 and < 1.0"),
+        (abs(given.get("frequency_penalty", 0)) > 2, "`frequency_penalty` must be >= -2.0 and <= 2.0"),
+        ("top_p" in given and not 0 < given["top_p"] < 1, "`top_p` must be > 0.0 and < 1.0"),
         (o.typical_p is not None and not 0 < o.typical_p < 1, "`typical_p` must be > 0.0 and < 1.0"),
-        (o.top_k is not None and o.top_k <= 0, "`top_k` must be strictly positive"),
+        (given.get("top_k", 1) <= 0, "`top_k` must be strictly positive"),
         (new is not None and new <= 0, "`max_new_tokens` must be strictly positive"),
         (stops > MAX_STOPS, f"`stop` supports up to {MAX_STOPS} stop sequences. Given: {stops}"),
         (
@@ -179,7 +187,7 @@ def _check(body: GenerateBody, is_stream: bool, facts: Facts) -> None:
     ]
     for is_broken, message in rules:
         if is_broken:
-            raise Refusal(message, status=422)
+            raise HTTPError(message, status=422)
 
 
 def _lacks_properties(grammar: dict[str, Any] | str | None) -> bool:
@@ -191,11 +199,11 @@ def _lacks_properties(grammar: dict[str, Any] | str | None) -> bool:
 
 @dataclass
 class GenerateExchange:
-    """One generate request and the words of its answer."""
+    """One generate request and the format of its answer."""
 
     requests: Sequence[CompletionRequest]
     is_stream: bool
-    facts: Facts
+    info: ServerInfo
     inputs: str = ""  # to put before the whole text
     has_details: bool = False
     has_prefill: bool = False
@@ -213,12 +221,12 @@ class GenerateExchange:
 
     def whole(self, samples: Sequence[Sequence[Completion]]) -> Json:
         best, *others = sorted(samples[0], key=lambda one: -sum(token.logprob for token in one.logprobs))
-        answer: dict[str, object] = {"generated_text": self.inputs + text_of(best, self.facts)}
+        answer: dict[str, object] = {"generated_text": self.inputs + _text(best, self.info)}
         if self.has_details:
             details = self._details(best)
             if others:
                 details["best_of_sequences"] = [
-                    {"generated_text": self.inputs + text_of(one, self.facts)} | self._details(one)
+                    {"generated_text": self.inputs + _text(one, self.info)} | self._details(one)
                     for one in others
                 ]
             answer["details"] = details
@@ -226,7 +234,7 @@ class GenerateExchange:
 
     def events(self, position: int, chunk: Chunk) -> Iterator[str]:
         text = chunk.text
-        if self.facts.compat == "tgi-strict" and isinstance(chunk.stop, str):
+        if self.info.compat == "tgi-strict" and isinstance(chunk.stop, str):
             text += chunk.stop
         self._text += text
         self._num_tokens += len(chunk.tokens)
@@ -237,8 +245,8 @@ class GenerateExchange:
         elif text or (chunk.finish_reason is not None and chunk.finish_reason != "eos"):
             tokens = [{"id": self._last_token, "text": text, "logprob": None, "special": False}]
         if chunk.finish_reason == "eos":
-            eos = self.facts.tokenizer.sentinels.eos
-            end = self.facts.tokenizer.token_text(eos)
+            eos = self.info.tokenizer.sentinels.eos
+            end = self.info.tokenizer.token_text(eos)
             tokens.append({"id": eos, "text": end, "logprob": None, "special": True})
         for at, token in enumerate(tokens):
             top = [self._top(one) for one in chunk.logprobs] if chunk.logprobs and at == 0 else []
@@ -270,7 +278,7 @@ class GenerateExchange:
         return sse(error(problem), space="")
 
     def _details(self, one: Completion) -> dict[str, object]:
-        tokenizer = self.facts.tokenizer
+        tokenizer = self.info.tokenizer
         details: dict[str, object] = {
             "finish_reason": _FINISH[one.finish_reason],
             "generated_tokens": len(one.tokens) + (one.finish_reason == "eos"),
@@ -290,14 +298,20 @@ class GenerateExchange:
         return {"id": token.token, "text": token.text, "logprob": token.logprob, "special": False}
 
     def _top(self, token: TokenLogprob) -> list[dict[str, object]]:
-        text = self.facts.tokenizer.token_text
+        text = self.info.tokenizer.token_text
         return [{"id": id, "text": text(id), "logprob": value, "special": False} for id, value in token.top]
 
 
-def tokenize(data: object, facts: Facts) -> Json:
-    """`/tokenize`: ids with their text and where in the input they stand, in bytes. Raises: Refusal."""
+def _text(completion: Completion, info: ServerInfo) -> str:
+    """The text of a sample; with TGI's own rules the stop string stays in it."""
+    keeps_stop = info.compat == "tgi-strict" and isinstance(completion.stop, str)
+    return completion.text + str(completion.stop) if keeps_stop else completion.text
+
+
+def tokenize(data: object, info: ServerInfo) -> Json:
+    """`/tokenize`: ids with their text and where in the input they stand, in bytes. Raises: HTTPError."""
     body = GenerateBody.read(data, status=422)
-    tokenizer, start, found = facts.tokenizer, 0, []
+    tokenizer, start, found = info.tokenizer, 0, []
     for id in tokenizer.encode_with_special(body.inputs):
         stop = start + len(tokenizer.token_bytes(id))
         found.append({"id": id, "text": tokenizer.token_text(id), "start": start, "stop": stop})
@@ -305,17 +319,17 @@ def tokenize(data: object, facts: Facts) -> Json:
     return list(found)
 
 
-def info(facts: Facts, max_requests: int) -> Json:
+def info(info: ServerInfo, max_requests: int) -> Json:
     """`/info`."""
     return {
-        "model_id": facts.model,
+        "model_id": info.model,
         "model_sha": None,
         "model_pipeline_tag": "text-generation",
         "max_concurrent_requests": max_requests,
         "max_best_of": MAX_BEST_OF,
         "max_stop_sequences": MAX_STOPS,
-        "max_input_tokens": facts.context_length - 1,
-        "max_total_tokens": facts.context_length,
+        "max_input_tokens": info.context_length - 1,
+        "max_total_tokens": info.context_length,
         "validation_workers": 1,
         "max_client_batch_size": MAX_BATCH,
         "router": "starcoder",

@@ -1,4 +1,4 @@
-"""Tools of a chat: what the model is told of them, what it may write, and how a call is read from its text.
+"""Tools of a chat: how they are explained to the model, and how a call is read from its text.
 
 A call is the JSON `{"name": ..., "arguments": {...}}`. Where the model may choose, an answer that begins
 with a brace is held to that form and any other is free text; where a tool is required all of it is.
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from starcoder.request import Grammar
-from starcoder.server.exchange import Refusal
-from starcoder.server.structure import ANY_OBJECT, json_grammar
+from starcoder.server.codec import HTTPError
+from starcoder.server.schemas import ANY_OBJECT, json_grammar
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Tools:
         """From OpenAI's `tools` and `tool_choice`; None where the model is to call nothing.
 
         Raises:
-            Refusal: not functions, or a choice of none of them.
+            HTTPError: not functions, or a choice of none of them.
         """
         functions = tuple(_function(tool) for tool in tools)
         if not functions or choice == "none":
@@ -38,7 +38,7 @@ class Tools:
         name = inner.get("name") if isinstance(inner, dict) else choice
         chosen = tuple(function for function in functions if function["name"] == name)
         if not chosen:
-            raise Refusal(
+            raise HTTPError(
                 "`tool_choice` names no tool of this request", "send auto, none, required or a name"
             )
         return cls(chosen, True)
@@ -65,11 +65,11 @@ class Tools:
         return Grammar("lark", f"start: call | text\ntext: /[^{{](.|\\n)*/\ncall: %json {styled}\n")
 
     def instructions(self) -> str:
-        """What the model is told, as part of the system message."""
-        told = "\n".join(json.dumps(function, ensure_ascii=False) for function in self.functions)
+        """Instructions for the model, a part of the system message."""
+        listed = "\n".join(json.dumps(function, ensure_ascii=False) for function in self.functions)
         when = "Answer" if self.is_required else "To call one, answer"
         form = '{"name": NAME, "arguments": {...}}'
-        return f"You can call these functions:\n{told}\n{when} with nothing but {form}."
+        return f"You can call these functions:\n{listed}\n{when} with nothing but {form}."
 
     def call(self, text: str) -> dict[str, Any] | None:
         """The call that an answer is, in OpenAI's words; None: it is plain text."""
@@ -87,18 +87,18 @@ class Tools:
 def _function(tool: object) -> dict[str, Any]:
     function = tool.get("function") if isinstance(tool, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise Refusal(
+        raise HTTPError(
             "`tools` holds something that is no function", 'send {"type": "function", "function": {...}}'
         )
     if not isinstance(function.get("parameters") or {}, dict):
-        raise Refusal(f"the parameters of {function['name']!r} are no JSON schema")
+        raise HTTPError(f"the parameters of {function['name']!r} are no JSON schema")
     return function
 
 
-def spoken(message: dict[str, Any]) -> dict[str, str]:
+def to_turn(message: dict[str, Any]) -> dict[str, str]:
     """A message as templates know it: calls and results of tools become text."""
     role, content = str(message["role"]), str(message.get("content") or "")
-    calls = [_said(call) for call in message.get("tool_calls") or ()]
+    calls = [_format_call(call) for call in message.get("tool_calls") or ()]
     if calls:
         content = "\n".join([*([content] if content else []), *calls])
     if role in ("tool", "function"):
@@ -106,18 +106,18 @@ def spoken(message: dict[str, Any]) -> dict[str, str]:
     return {"role": "system" if role == "developer" else role, "content": content}
 
 
-def _said(call: object) -> str:
+def _format_call(call: object) -> str:
     function = call.get("function") if isinstance(call, dict) else None
     if not isinstance(function, dict):
-        raise Refusal("`tool_calls` holds something that is no call")
+        raise HTTPError("`tool_calls` holds something that is no call")
     arguments = function.get("arguments")
     shown = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
     return f'{{"name": {json.dumps(function.get("name"))}, "arguments": {shown}}}'
 
 
-def instructed(turns: Sequence[dict[str, str]], tools: Tools) -> list[dict[str, str]]:
+def with_tool_prompt(turns: Sequence[dict[str, str]], tools: Tools) -> list[dict[str, str]]:
     """The turns with the tools explained in the system message."""
-    told = tools.instructions()
+    prompt = tools.instructions()
     if turns and turns[0]["role"] == "system":
-        return [{"role": "system", "content": f"{turns[0]['content']}\n\n{told}"}, *turns[1:]]
-    return [{"role": "system", "content": told}, *turns]
+        return [{"role": "system", "content": f"{turns[0]['content']}\n\n{prompt}"}, *turns[1:]]
+    return [{"role": "system", "content": prompt}, *turns]

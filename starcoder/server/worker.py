@@ -1,7 +1,7 @@
-"""The one thread that owns the engine: takes jobs in, steps, hands chunks to the event loop.
+"""The one thread that owns the engine: takes jobs, steps, and passes chunks to the event loop.
 
 Everything but `Worker._run` and what it calls belongs to the event loop's thread; the two meet in a queue of
-letters one way and in `call_soon_threadsafe`, once per step at most, the other way. A reader that stalls
+commands one way and in `call_soon_threadsafe`, once per step at most, the other way. A reader that stalls
 delays nobody: its chunks wait in its own job, never more than its tokens, and too many end the job.
 """
 
@@ -11,17 +11,15 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, TypeVar
 
 from starcoder.engine.engine import Engine
-from starcoder.errors import StarcoderError
-from starcoder.prompts import Vocabulary
+from starcoder.errors import RequestError, StarcoderError
+from starcoder.prompts import Vocabulary, build
 from starcoder.request import Chunk, CompletionRequest
-from starcoder.server.exchange import Overload, Refusal
-from starcoder.server.fitting import fitted
-from starcoder.server.job import Job
+from starcoder.server.codec import HTTPError, Overload
 
 if TYPE_CHECKING:
     from starcoder.server.metrics import Metrics
@@ -30,20 +28,75 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_Letter = Callable[[], None]
+_Command = Callable[[], None]
 
 # Chunks of one job that nobody has read: beyond that its client is gone in all but name.
 MAX_UNREAD = 8192
 
 
+class Job:
+    """The requests of one HTTP exchange. Await `accepted`, then `take` until it gives nothing."""
+
+    def __init__(self, requests: Sequence[CompletionRequest], *, is_stream: bool):
+        self.requests, self.is_stream = requests, is_stream
+        self._unread: list[tuple[int, Chunk]] = []
+        self._has_news = asyncio.Event()
+        self._error: StarcoderError | None = None
+        self._is_accepted = self._is_done = False
+
+    async def accepted(self) -> None:
+        """Wait until the engine has accepted all requests.
+
+        Raises:
+            StarcoderError: it refused one; none of them runs then.
+        """
+        while not (self._is_accepted or self._error):
+            self._has_news.clear()
+            await self._has_news.wait()
+        if self._error:
+            raise self._error
+
+    async def take(self) -> list[tuple[int, Chunk]]:
+        """New chunks, each with the position of its request; [] after the last.
+
+        Raises:
+            StarcoderError: the engine has died, or the job was ended from outside.
+        """
+        while not (self._unread or self._is_done or self._error):
+            self._has_news.clear()
+            await self._has_news.wait()
+        if self._error:
+            raise self._error
+        taken, self._unread = self._unread, []
+        return taken
+
+    @property
+    def num_unread(self) -> int:
+        return len(self._unread)
+
+    def receive(
+        self,
+        chunks: Sequence[tuple[int, Chunk]] = (),
+        *,
+        is_done: bool = False,
+        error: StarcoderError | None = None,
+    ) -> None:
+        """Called on the event loop with what the worker has for the job."""
+        self._is_accepted = True
+        self._unread += chunks
+        self._is_done |= is_done
+        self._error = self._error or error
+        self._has_news.set()
+
+
 @dataclass(eq=False, slots=True)
-class _Open:
+class _Running:
     """The engine's side of a job."""
 
     job: Job
     positions: dict[str, int] = field(default_factory=dict)  # engine's id -> position in the job
     num_samples: int = 0  # that have not ended
-    kept: list[tuple[int, Chunk]] = field(default_factory=list)  # chunks not handed out yet
+    pending: list[tuple[int, Chunk]] = field(default_factory=list)  # chunks not passed on yet
     lengths: Counter[tuple[int, int]] = field(default_factory=Counter)  # tokens by position and sample
     was_cancelled: bool = False
 
@@ -62,11 +115,11 @@ class Worker:
     ):
         self._engine, self._vocabulary = engine, vocabulary
         self._max_jobs, self._stall_s, self._metrics = max_jobs, stall_s, metrics
-        self._letters: SimpleQueue[_Letter] = SimpleQueue()
+        self._inbox: SimpleQueue[_Command] = SimpleQueue()
         self._jobs: set[Job] = set()  # the event loop's
         self._calls: set[asyncio.Future[object]] = set()  # the event loop's, too
-        self._open: dict[str, _Open] = {}  # the thread's, by the engine's ids
-        self._openings: dict[Job, _Open] = {}
+        self._by_id: dict[str, _Running] = {}  # the thread's, by the engine's ids
+        self._running: dict[Job, _Running] = {}
         self._step_began: float | None = None
         self._is_closing = False
         self._failure: BaseException | None = None
@@ -80,7 +133,7 @@ class Worker:
     async def close(self) -> None:
         """End what runs and the thread with it."""
         self._is_closing = True
-        self._letters.put(lambda: None)
+        self._inbox.put(lambda: None)
         while self._thread.is_alive() and self.trouble is None:
             await asyncio.sleep(0.01)
 
@@ -96,7 +149,7 @@ class Worker:
 
     @property
     def trouble(self) -> str | None:
-        """Why no request can be served any more; None while all is well."""
+        """Why no request can be served any more; None while the engine is healthy."""
         if self._failure is not None:
             return f"the engine has died: {type(self._failure).__name__}"
         began = self._step_began
@@ -105,14 +158,14 @@ class Worker:
         return None
 
     def submit(self, requests: Sequence[CompletionRequest], *, is_stream: bool) -> Job:
-        """Pass requests to the engine; `Job.accepted` tells what it says.
+        """Pass requests to the engine; `Job.accepted` has its decision.
 
         Raises:
             Overload: too many jobs have not ended.
-            Refusal: the engine is dead.
+            HTTPError: the engine is dead.
         """
         if self.trouble is not None:
-            raise Refusal(self.trouble, status=503, kind="healthcheck")
+            raise HTTPError(self.trouble, status=503, kind="healthcheck")
         if len(self._jobs) >= self._max_jobs:
             raise Overload("the server is overloaded", "try again in a moment")
         job = Job(requests, is_stream=is_stream)
@@ -120,27 +173,27 @@ class Worker:
             job.receive(is_done=True)
             return job
         self._jobs.add(job)
-        self._letters.put(lambda: self._take_in(job))
+        self._inbox.put(lambda: self._accept(job))
         return job
 
     def cancel(self, job: Job) -> None:
-        """End a job; its blocks are free within a step. An ended job is no error."""
+        """End a job; its blocks are free within a step. A job that has ended is no error."""
         if job in self._jobs:
-            self._letters.put(lambda: self._end(job))
+            self._inbox.put(lambda: self._end(job))
 
     async def call(self, ask: Callable[[Engine], T]) -> T:
-        """What `ask` answers, run between two steps. It must be quick.
+        """The result of `ask`, run between two steps. It must be quick.
 
         Raises:
             StarcoderError: what `ask` raises.
-            Refusal: the engine is dead.
+            HTTPError: the engine is dead.
         """
         if self.trouble is not None:
-            raise Refusal(self.trouble, status=503, kind="healthcheck")
+            raise HTTPError(self.trouble, status=503, kind="healthcheck")
         assert self._loop is not None, "started"
         loop, answer = self._loop, self._loop.create_future()
 
-        def letter() -> None:
+        def command() -> None:
             try:
                 found = ask(self._engine)
             except StarcoderError as error:
@@ -149,7 +202,7 @@ class Worker:
                 loop.call_soon_threadsafe(_settle, answer, found, None)
 
         self._calls.add(answer)
-        self._letters.put(letter)
+        self._inbox.put(command)
         try:
             result: T = await answer
         finally:
@@ -159,97 +212,95 @@ class Worker:
     def _run(self) -> None:
         try:
             while not self._is_closing:
-                self._read_letters()
+                self._handle_commands()
                 self._step_began = time.monotonic()
-                self._hand_on(self._engine.step())
+                self._route(self._engine.step())
                 self._step_began = None
-            self._give_up(Refusal("the server is shutting down", status=503, kind="overloaded"))
-        except BaseException as error:  # whatever it is, /health must tell
+            self._fail(HTTPError("the server is shutting down", status=503, kind="overloaded"))
+        except BaseException as error:  # whatever it is, /health must report it
             log.exception("the engine has died")
             self._failure = error
-            self._give_up(
-                Refusal("the engine has died", "the server restarts", status=503, kind="generation")
-            )
+            self._fail(HTTPError("the engine has died", "the server restarts", status=503, kind="generation"))
 
-    def _read_letters(self) -> None:
+    def _handle_commands(self) -> None:
         if self._engine.is_idle:
-            self._letters.get()()
+            self._inbox.get()()
         while True:
             try:
-                letter = self._letters.get_nowait()
+                command = self._inbox.get_nowait()
             except Empty:
                 return
-            letter()
+            command()
 
-    def _take_in(self, job: Job) -> None:
-        opened = _Open(job)
+    def _accept(self, job: Job) -> None:
+        running = _Running(job)
         try:
             for position, request in enumerate(job.requests):
-                engine_id = self._engine.add(fitted(request, self._vocabulary, self._engine.context_length))
-                opened.positions[engine_id] = position
-                opened.num_samples += request.sampling.n
-                self._open[engine_id] = opened
+                engine_id = self._engine.add(fit(request, self._vocabulary, self._engine.context_length))
+                running.positions[engine_id] = position
+                running.num_samples += request.sampling.n
+                self._by_id[engine_id] = running
         except Exception as error:
-            if not isinstance(error, StarcoderError):  # ours; it must not take the other requests with it
+            if not isinstance(error, StarcoderError):  # a bug; the other requests must survive it
                 log.exception("a request could not be added")
-                error = Refusal("internal error", status=500, kind="generation")
-            self._drop(opened)
+                error = HTTPError("internal error", status=500, kind="generation")
+            self._drop(running)
             self._send(job, error=error)
             return
-        self._openings[job] = opened
+        self._running[job] = running
         if job.is_stream:
             self._send(job)
 
     def _end(self, job: Job) -> None:
-        opened = self._openings.get(job)
-        if opened is not None:
-            opened.was_cancelled = True
-            for engine_id in opened.positions:
+        running = self._running.get(job)
+        if running is not None:
+            running.was_cancelled = True
+            for engine_id in running.positions:
                 self._engine.abort(engine_id)
 
-    def _drop(self, opened: _Open) -> None:
-        """Abort what a refused job has in the engine, and forget it."""
-        for engine_id in opened.positions:
-            del self._open[engine_id]
+    def _drop(self, running: _Running) -> None:
+        """Abort what a refused job has in the engine, and remove it."""
+        for engine_id in running.positions:
+            del self._by_id[engine_id]
             self._engine.abort(engine_id)
 
-    def _hand_on(self, chunks: Sequence[Chunk]) -> None:
-        touched: dict[_Open, None] = {}
+    def _route(self, chunks: Sequence[Chunk]) -> None:
+        touched: dict[_Running, None] = {}
         for chunk in chunks:
-            opened = self._open.get(chunk.request_id)
-            if opened is None:
+            running = self._by_id.get(chunk.request_id)
+            if running is None:
                 continue  # of a job that was refused
-            position = opened.positions[chunk.request_id]
-            opened.lengths[position, chunk.index] += len(chunk.tokens)
+            position = running.positions[chunk.request_id]
+            running.lengths[position, chunk.index] += len(chunk.tokens)
             if chunk.finish_reason is not None:
-                opened.num_samples -= 1
-                self._count(opened, position, chunk)
-            opened.kept.append((position, chunk))
-            touched[opened] = None
-        for opened in touched:
-            self._hand_out(opened)
+                running.num_samples -= 1
+                self._count(running, position, chunk)
+            running.pending.append((position, chunk))
+            touched[running] = None
+        for running in touched:
+            self._pass_on(running)
 
-    def _count(self, opened: _Open, position: int, chunk: Chunk) -> None:
-        num_tokens = opened.lengths[position, chunk.index]
-        self._metrics.observe(opened.job.requests[position], chunk, num_tokens)
-        if chunk.finish_reason == "abort" and not opened.was_cancelled:
+    def _count(self, running: _Running, position: int, chunk: Chunk) -> None:
+        num_tokens = running.lengths[position, chunk.index]
+        self._metrics.observe(running.job.requests[position], chunk, num_tokens)
+        if chunk.finish_reason == "abort" and not running.was_cancelled:
             self._metrics.count_superseded()
 
-    def _hand_out(self, opened: _Open) -> None:
-        is_done = not opened.num_samples
+    def _pass_on(self, running: _Running) -> None:
+        is_done = not running.num_samples
         if is_done:
-            del self._openings[opened.job]
-            for engine_id in opened.positions:
-                del self._open[engine_id]
-        if not (is_done or opened.job.is_stream):
-            return  # nobody looks at a part
+            del self._running[running.job]
+            for engine_id in running.positions:
+                del self._by_id[engine_id]
+        if not (is_done or running.job.is_stream):
+            return  # nobody reads a part
         error = None
-        if any(chunk.finish_reason == "abort" for _, chunk in opened.kept):
-            error = _cancelled(opened.was_cancelled)
-        kept, opened.kept = opened.kept, []
-        self._send(opened.job, kept, is_done=is_done, error=error)
-        if opened.job.num_unread > MAX_UNREAD:
-            self._end(opened.job)
+        if any(chunk.finish_reason == "abort" for _, chunk in running.pending):
+            error = _cancelled(running.was_cancelled)
+        chunks, running.pending = running.pending, []
+        self._send(running.job, chunks, is_done=is_done, error=error)
+        if running.job.num_unread > MAX_UNREAD:
+            self._end(running.job)
 
     def _send(
         self,
@@ -270,8 +321,8 @@ class Worker:
             self._jobs.discard(job)
         job.receive(chunks, is_done=is_done, error=error)
 
-    def _give_up(self, error: StarcoderError) -> None:
-        """Tell every job, those that wait in the queue included, that nothing more comes."""
+    def _fail(self, error: StarcoderError) -> None:
+        """Fail every job, those that wait in the queue included."""
         assert self._loop is not None, "started"
         self._loop.call_soon_threadsafe(self._fail_all, error)
 
@@ -293,7 +344,43 @@ def _settle(future: "asyncio.Future[T]", found: T, error: StarcoderError | None)
 
 def _cancelled(by_client: bool) -> StarcoderError:
     if by_client:
-        return Refusal("the client has gone", status=499, kind="incomplete_generation")
-    return Refusal(
-        "a newer request of the same session took its place", status=409, kind="incomplete_generation"
+        return HTTPError("the client has gone", status=499, kind="incomplete_generation")
+    return HTTPError(
+        "a newer request of the same session replaced it", status=409, kind="incomplete_generation"
     )
+
+
+def fit(request: CompletionRequest, vocabulary: Vocabulary, context: int) -> CompletionRequest:
+    """The same request with `max_tokens` lowered to what its prompt leaves; a quarter of the context stays.
+
+    Editors ask for what suits their users' usual model; a smaller one should answer all the same.
+
+    Raises:
+        RequestError: the prompt cannot be cut and fills the context.
+    """
+    most = request.sampling.max_tokens
+    if _upper_bound(request) + most <= context:
+        return request
+    num_prompt = len(request.tokens) if request.tokens is not None else 0
+    if request.tokens is None:
+        num_prompt = len(build(request, vocabulary, budget=context - 1).tokens)
+    elif num_prompt >= context:
+        raise RequestError(
+            f"the prompt has {num_prompt} tokens, the context holds {context}",
+            "shorten it, or use a model with a longer context",
+        )
+    least = 1 if request.tokens is not None else context // 4
+    room = max(context - num_prompt, min(most, least))
+    return replace(request, sampling=replace(request.sampling, max_tokens=min(most, room)))
+
+
+def _upper_bound(request: CompletionRequest) -> int:
+    """More tokens than the prompt can have: a token is a byte at least, a character four bytes at most."""
+    if request.tokens is not None:
+        return len(request.tokens)
+    texts = [request.prefix, request.suffix or "", request.path or "", request.repo or ""]
+    texts += [text for extra in request.extras for text in (extra.path, extra.text)]
+    num_characters = sum(map(len, texts))
+    if any(not text.isascii() for text in texts):
+        num_characters *= 4
+    return num_characters + 16 + 2 * len(request.extras)

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from starcoder.errors import ConfigError
-from starcoder.server.exchange import Refusal
+from starcoder.server.codec import HTTPError
 from starcoder.server.templates import DIALOGUES, ChatFormat, encode
 
 CHATML = (
@@ -82,7 +82,7 @@ def test_a_broken_template_is_told(tokenizer, text):
     ],
 )
 def test_a_template_cannot_break_out(tokenizer, text):
-    with pytest.raises(Refusal):
+    with pytest.raises(HTTPError):
         ChatFormat.of_jinja(text, tokenizer).render(TURNS)
 
 

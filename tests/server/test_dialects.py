@@ -1,12 +1,15 @@
 """Every dialect says the same: streamed or whole, with every option, text equals the engine's own."""
 
 import json
+from dataclasses import fields
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from starcoder.request import CompletionRequest, SamplingParams
+from starcoder.request import Completion, CompletionRequest, SamplingParams, Usage
+from starcoder.server import chat, llamacpp, ollama, openai, tabby, tgi, transport
+from starcoder.server.codec import ServerInfo
 
 # Prompt and parameters in the words of each dialect, and how its whole and its streamed answers read.
 DIALECTS = {
@@ -237,3 +240,58 @@ def test_scopes_and_hygiene_reach_the_engine(idle, oracle, fields, is_stream):
     else:
         text = reply.json()["choices"][0]["text"]
     assert text == oracle.text(request)
+
+
+USAGE = Usage(prompt_tokens=7, cached_tokens=2, queue_ms=1.0, prefill_ms=20.0, decode_ms=300.0)
+SAMPLE = Completion(text="ab", tokens=(1, 2, 3), finish_reason="length", usage=USAGE)
+
+
+def test_ollama_counts_nanoseconds(tokenizer):
+    info = ServerInfo(model="m", tokenizer=tokenizer, context_length=512)
+    answer = ollama.OllamaExchange([CompletionRequest(prefix="a")], False, info).whole([[SAMPLE]])
+    assert {name: value for name, value in answer.items() if name.endswith(("duration", "count"))} == {
+        "total_duration": 321_000_000,
+        "load_duration": 1_000_000,
+        "prompt_eval_count": 7,
+        "prompt_eval_duration": 20_000_000,
+        "eval_count": 3,
+        "eval_duration": 300_000_000,
+    }
+
+
+def test_llamacpp_counts_milliseconds_and_tokens_a_second():
+    timings = llamacpp.timings(USAGE, 3)
+    assert timings == {
+        "cache_n": 2,
+        "prompt_n": 5,
+        "prompt_ms": 20.0,
+        "prompt_per_token_ms": 4.0,
+        "prompt_per_second": 250.0,
+        "predicted_n": 3,
+        "predicted_ms": 300.0,
+        "predicted_per_token_ms": 100.0,
+        "predicted_per_second": 10.0,
+    }
+    named = openai.timings([USAGE])
+    assert (named["queue_ms"], named["prompt_ms"], named["predicted_ms"]) == (1.0, 20.0, 300.0)
+
+
+def test_headers_count_milliseconds_as_tgi_does():
+    assert transport.cost_headers([[SAMPLE]]) == {
+        "x-prompt-tokens": "7",
+        "x-cached-tokens": "2",
+        "x-generated-tokens": "3",
+        "x-queue-time": "1",
+        "x-inference-time": "320",
+        "x-total-time": "321",
+        "x-time-per-token": "107",
+    }
+
+
+def test_every_sampling_field_exists_once_and_reaches_every_dialect():
+    """No dialect declares a field of `SamplingParams` again, and all accept each under its own name."""
+    names = {field.name for field in fields(SamplingParams)} - {"grammar", "logprobs"}
+    bodies = [openai.CompletionBody, chat.ChatBody, tgi.Parameters, llamacpp.InfillBody, ollama.Options]
+    for body in [*bodies, tabby.TabbyCompletionBody]:
+        assert names <= body.model_fields.keys()
+        assert names.isdisjoint(vars(body).get("__annotations__", {})), body

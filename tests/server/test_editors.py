@@ -130,14 +130,14 @@ class TestLlamaVim:
         reply = {"code": 501, "type": "server_error"}
         from starcoder.prompts import Sentinels
         from starcoder.server import llamacpp
-        from starcoder.server.exchange import Facts, Refusal
+        from starcoder.server.codec import HTTPError, ServerInfo
 
         class Plain:
             sentinels = Sentinels(style="starcoder", eos=0, end_ids=frozenset({0}))
 
-        facts = Facts(model="m", tokenizer=Plain(), context_length=9)
-        with pytest.raises(Refusal, match="cannot infill") as caught:
-            llamacpp.read_infill({"input_prefix": "a"}, facts)
+        info = ServerInfo(model="m", tokenizer=Plain(), context_length=9)
+        with pytest.raises(HTTPError, match="cannot infill") as caught:
+            llamacpp.read_infill({"input_prefix": "a"}, info)
         assert llamacpp.error(caught.value)["error"].items() >= reply.items()
 
 

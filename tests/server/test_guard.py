@@ -1,8 +1,11 @@
 """Who may ask: keys, rates, hosts, origins and sizes, each refused in the words of its dialect."""
 
+import asyncio
+
 import pytest
 
 from starcoder.errors import ConfigError
+from starcoder.server.guard import Guard
 from starcoder.server.settings import ApiKey, ServerSettings, read_keys
 
 BODY = {"prompt": "def f", "max_tokens": 2}
@@ -120,3 +123,31 @@ def test_broken_key_files_are_refused(tmp_path, text):
 def test_settings_are_checked(wrong):
     with pytest.raises(ConfigError):
         ServerSettings(**wrong)
+
+
+def test_a_bucket_refills_at_the_rate_of_its_key():
+    """Two requests a minute: one more after 30 s and not before, two after a minute, never three."""
+    now = 0.0
+    settings = ServerSettings(keys=(ApiKey.of("open", 2),))
+    answered: list[int] = []
+    waits: list[int] = []
+
+    async def app(scope, receive, send):
+        answered.append(200)
+
+    async def refuse(scope, receive, send, error):
+        waits.append(error.retry_after_s)
+        answered.append(429)
+
+    guard = Guard(app, settings=settings, refuse=refuse, clock=lambda: now)
+
+    def ask(at):
+        nonlocal now
+        now = at
+        scope = {"type": "http", "path": "/infill", "method": "POST", "headers": [(b"x-api-key", b"open")]}
+        asyncio.run(guard(scope, None, None))
+        return answered[-1]
+
+    assert [ask(0), ask(0), ask(0)] == [200, 200, 429] and waits == [31]
+    assert [ask(29), ask(30.5), ask(31)] == [429, 200, 429]
+    assert [ask(200), ask(200), ask(200)] == [200, 200, 429]

@@ -16,9 +16,8 @@ from starlette.types import Receive, Scope, Send
 
 from starcoder.errors import CapacityError, StarcoderError
 from starcoder.request import Chunk, Completion, collect
-from starcoder.server.exchange import Errors, Exchange, Json, Overload, Refusal
-from starcoder.server.job import Job
-from starcoder.server.worker import Worker
+from starcoder.server.codec import ErrorFormat, Exchange, HTTPError, Json, Overload
+from starcoder.server.worker import Job, Worker
 
 log = logging.getLogger(__name__)
 
@@ -29,8 +28,8 @@ def json_response(document: Json, status: int = 200, headers: dict[str, str] | N
     return Response(data, status, headers, media_type="application/json")
 
 
-def error_response(error: StarcoderError, errors: Errors) -> Response:
-    """An error in the words of a dialect."""
+def error_response(error: StarcoderError, errors: ErrorFormat) -> Response:
+    """An error in the format of a dialect."""
     headers = {}
     if isinstance(error, CapacityError):
         headers["Retry-After"] = str(error.retry_after_s if isinstance(error, Overload) else 1)
@@ -44,7 +43,7 @@ async def read_json(request: Request) -> object:
     """The JSON of a request, whatever its content type says.
 
     Raises:
-        Refusal: not JSON, or too large.
+        HTTPError: not JSON, or too large.
         ClientDisconnect: the client has gone.
     """
     data = await request.body()
@@ -52,7 +51,7 @@ async def read_json(request: Request) -> object:
         return json.loads(data, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         where = f" at character {error.pos}" if isinstance(error, json.JSONDecodeError) else ""
-        raise Refusal(f"the body is not JSON{where}", "send a JSON object in UTF-8") from None
+        raise HTTPError(f"the body is not JSON{where}", "send a JSON object in UTF-8") from None
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -69,13 +68,13 @@ async def answer(request: Request, exchange: Exchange, worker: Worker, *, write_
     if exchange.is_stream:
         with _following(request.receive, job, worker):
             await job.accepted()
-        return Stream(exchange, job, worker, write_s=write_s)
+        return EventStream(exchange, job, worker, write_s=write_s)
     chunks: list[tuple[int, Chunk]] = []
     with _following(request.receive, job, worker):
         while taken := await job.take():
             chunks += taken
     samples = _samples(chunks, len(exchange.requests))
-    return json_response(exchange.whole(samples), headers=_headers(samples))
+    return json_response(exchange.whole(samples), headers=cost_headers(samples))
 
 
 @contextmanager
@@ -105,7 +104,7 @@ def _samples(chunks: Sequence[tuple[int, Chunk]], num_requests: int) -> list[lis
     return [next(iter(collect(group).values())) for group in groups]
 
 
-def _headers(samples: Sequence[Sequence[Completion]]) -> dict[str, str]:
+def cost_headers(samples: Sequence[Sequence[Completion]]) -> dict[str, str]:
     """Counts and milliseconds, named as by TGI."""
     if not samples:
         return {}
@@ -128,7 +127,7 @@ def _headers(samples: Sequence[Sequence[Completion]]) -> dict[str, str]:
     }
 
 
-class Stream(Response):
+class EventStream(Response):
     """Sends the events of an exchange as they come; all that waits goes out in one write."""
 
     def __init__(self, exchange: Exchange, job: Job, worker: Worker, *, write_s: float):
