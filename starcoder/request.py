@@ -29,23 +29,40 @@ class SamplingParams:
     """How tokens are chosen and when they end. Validated when made: `RequestError` names the field."""
 
     max_tokens: int = 64
-    temperature: float = 0.0  # 0 is greedy
+    """Maximum number of tokens to generate."""
+    temperature: float = 0.0
+    """0 always takes the most probable token; higher values vary more."""
     top_p: float = 1.0
-    top_k: int = 0  # 0 is off
+    """Sample from the smallest set of tokens whose probabilities add up to this."""
+    top_k: int = 0
+    """Sample from this many of the most probable tokens; 0 means all."""
     repetition_penalty: float = 1.0
+    """Divide the scores of tokens that already occur by this; 1 is off."""
     frequency_penalty: float = 0.0
+    """Subtract this from a token's score for every time it was generated."""
     presence_penalty: float = 0.0
-    stop: tuple[str, ...] = ()  # trimmed from the text; fire at any byte
-    stop_at: StopAt | None = None  # a scope of the code; engine/scopes.py has the rule of each
-    min_indent: int | None = None  # ends before a line that starts with fewer blanks (characters)
-    max_lines: int | None = None  # the rest of the cursor's line is the first
+    """Subtract this once from the score of every token that was generated."""
+    stop: tuple[str, ...] = ()
+    """Stop before this text; may be given several times."""
+    stop_at: StopAt | None = None
+    """Stop at the end of the current line, block, function or indentation level."""
+    min_indent: int | None = None
+    """Stop before a line that is indented by fewer characters."""
+    max_lines: int | None = None
+    """Maximum number of lines; the rest of the cursor's line is the first."""
     stop_ids: tuple[int, ...] = ()  # in addition to the family's own end tokens
-    ignore_eos: bool = False  # also ignores the family's end tokens, not `stop` or `stop_ids`
+    ignore_eos: bool = False
+    """Continue after the model's end-of-text token; stop strings still apply."""
     seed: int | None = None
+    """Make sampling repeatable."""
     n: int = 1
-    logprobs: int | None = None  # None: off; k: the chosen token's and the k best
-    deadline_ms: float | None = None  # counted from when the engine took the request
-    deadline_at: Literal["token", "line"] = "token"  # line: late text ends at its last whole line, if any
+    """Number of completions of the prompt."""
+    logprobs: int | None = None
+    """Return the log-probability of each token and of this many alternatives."""
+    deadline_ms: float | None = None
+    """Return what is there after so many milliseconds, waiting in the queue included."""
+    deadline_at: Literal["token", "line"] = "token"
+    """Where a deadline cuts: after any token, or after the last whole line if there is one."""
     grammar: Grammar | None = None  # needs the extra `structured`
 
     def __post_init__(self) -> None:
@@ -92,11 +109,15 @@ class CompletionRequest:
     prefix: str = ""
     suffix: str | None = None  # None: left to right; "" and more: infill
     path: str | None = None
+    """Path of the file within its repository, shown to models that were trained with paths."""
     repo: str | None = None
+    """Name of the repository, shown to models that were trained with names."""
     extras: tuple[ContextFile, ...] = ()
     tokens: tuple[int, ...] | None = None  # a prompt already encoded, used as it is instead of all above
     layout: Layout = "auto"
+    """Order of an infill's parts: prefix-suffix-middle, suffix-prefix-middle, or the model's own."""
     sampling: SamplingParams = SamplingParams()
+    """Sampling"""
     session: str | None = None  # newest request of a session wins
     priority: int = 0  # higher runs first
     postprocess: tuple[PostprocessRule, ...] | None = None  # rules that trim; "auto": those that suit

@@ -13,7 +13,6 @@ import pytest
 
 from starcoder import __version__
 from starcoder.cli import main
-from starcoder.cli.options import ModelOptions
 from starcoder.cli.source import Cursor
 from starcoder.errors import ConfigError
 from starcoder.request import Chunk, CompletionRequest, TokenLogprob, Usage
@@ -50,7 +49,7 @@ class Scripted:
 def scripted(monkeypatch):
     """Replaces the model; the test sees the requests that reach it."""
     generator = Scripted([" return", " a\r\n", "\x1b[31m+ b"])
-    monkeypatch.setattr(ModelOptions, "load", lambda options: generator)
+    monkeypatch.setattr("starcoder.cli.options.load", lambda model: generator)
     return generator
 
 
@@ -98,7 +97,6 @@ MISTAKES = {
     "--frobnicate": ("unknown option '--frobnicate'", "the verbs are attribution, bench, "),
     "generate def f": ("unexpected argument 'f'", "put quotes around text that has spaces in it"),
     "generate hi --seed": ("--seed needs a value", "`starcoder generate --help` lists the options"),
-    "generate hi --seed 1 --seed 2": ("--seed is given more than once", "give it once"),
     "generate hi --seed x": ("--seed is 'x'; expected a whole number", "`starcoder generate --help` lists"),
     "generate hi --dtype int3": (
         "--dtype is 'int3'; expected one of float32, bfloat16, float16",
@@ -107,9 +105,12 @@ MISTAKES = {
     "generate hi --layout mps": ("--layout is 'mps'; expected one of auto, psm, spm", "`starcoder generate"),
     "generate hi --max-tokens 0": (
         "max_tokens is 0; expected at least 1",
-        "`starcoder generate --help` shows",
+        "`starcoder generate --help` lists the options",
     ),
-    "generate hi --threads 0": ("threads is 0; expected at least 1", "`starcoder generate --help` shows"),
+    "generate hi --threads 0": (
+        "threads is 0; expected at least 1",
+        "`starcoder generate --help` lists the options",
+    ),
     "generate hi --logprobs 2": ("--logprobs shows only in JSON", "add --json"),
     "generate hi --config nope.toml": (
         "cannot read config 'nope.toml': No such file",
@@ -129,13 +130,13 @@ MISTAKES = {
     ),
     "generate hi --config table.toml": (
         "config 'table.toml' has a table [generate]",
-        "options stand at the top",
+        "put options at the top",
     ),
     "generate": ("the prompt is empty", "give the start of some code"),
     "generate -": ("the prompt is empty", "give the start of some code"),
     "generate <FILL_HERE>a<FILL_HERE>": ("the prompt has 2 markers", "fill one hole at a time"),
     "complete": ("the prompt is empty", "give the start of some code"),
-    "complete --suffix=": ("there is no text around the cursor", "the model goes on with some code"),
+    "complete --suffix=": ("the prompt is empty", "give code before or after the cursor"),
     "complete app.py:1:1 --prefix a": (
         "both a file and --prefix or --suffix are given",
         "give one of the two",
@@ -211,6 +212,11 @@ def test_generate_sends_the_prompt_and_the_options(scripted, files, pipe):
     assert (request.prefix, request.suffix, request.layout) == ("def f", None, "spm")
     assert (chosen.max_tokens, chosen.temperature, chosen.top_p, chosen.top_k) == (9, 0.5, 0.9, 4)
     assert (chosen.stop, chosen.seed, chosen.ignore_eos, chosen.n) == (("-x", "y"), 1, True, 1)
+
+
+def test_the_last_of_repeated_options_wins(scripted):
+    assert main(["generate", "a", "--seed", "1", "--max-tokens", "2", "--seed", "3"]) == 0
+    assert scripted.requests[0].sampling.seed == 3
 
 
 def test_the_marker_makes_an_infill(scripted):
@@ -302,7 +308,7 @@ def test_text_appears_as_it_is_made(monkeypatch, capsys):
                 yield chunk
                 seen.append(capsys.readouterr().out)
 
-    monkeypatch.setattr(ModelOptions, "load", lambda options: Watching(["a", "b"]))
+    monkeypatch.setattr("starcoder.cli.options.load", lambda model: Watching(["a", "b"]))
     assert main(["generate", "x"]) == 0
     assert seen == ["a", "b"]
 

@@ -1,42 +1,32 @@
 """The command line: parses, wires the parts together, prints, turns errors into two lines and an exit code.
 
-Each verb is a module: a frozen dataclass of options and a `run`. Nothing here imports torch before a
-verb that needs it runs.
+Each verb is a module with a `run` whose parameters are the settings classes of the layers (see `flags`).
+Nothing here imports torch before a verb that needs it runs.
 """
 
+import ast
 import os
 import re
 import sys
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
 
 from cyclopts import App, ArgumentCollection, CycloptsError, Parameter, UnknownOptionError
 from cyclopts.config import Dict
 
 from starcoder import __version__
-from starcoder.cli import (
-    attribution,
-    bench,
-    chat,
-    complete,
-    doctor,
-    editor_config,
-    evaluate,
-    export,
-    finetune,
-    generate,
-    merge,
-    mistakes,
-    plan,
-    prepare,
-    pretrain,
-    quantize,
-    serve,
-)
+from starcoder.cli import mistakes
+from starcoder.cli.flags import with_flags
 from starcoder.errors import ConfigError, StarcoderError
 
 _OPTION = re.compile(r"--?[A-Za-z][\w-]*(=.*)?", re.DOTALL)
+VERBS = (
+    *("generate", "complete", "chat", "serve", "editor-config"),
+    *("plan", "quantize", "bench", "evaluate", "export"),
+    *("prepare", "finetune", "merge", "pretrain", "doctor", "attribution"),
+)
 _BROKEN_PIPE = 141  # what a shell reports for a program that SIGPIPE ended
 
 
@@ -56,7 +46,7 @@ def main(arguments: Sequence[str]) -> int:
         _dispatch(arguments)
         sys.stdout.flush()
     except StarcoderError as error:
-        hint = error.hint or f"`{_help_command(arguments)}` shows what is possible"
+        hint = error.hint or f"`{_help_command(arguments)}` lists the options"
         sys.stderr.write(f"error: {_one_line(error.message)}\nhint: {_one_line(hint)}\n")
         return error.exit_code
     except BrokenPipeError:
@@ -66,33 +56,55 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def build() -> App:
+def build(verbs: Sequence[str] = VERBS) -> App:
     """The verbs and how they are parsed."""
     app = App(
         name="starcoder",
-        help="Complete code with StarCoder models on your own machine.",
+        help="Run, serve, fine-tune and measure code completion models on your own machine.",
         version=__version__,
         config=(_refuse_unknown_options, _read_config),
-        default_parameter=Parameter(negative=()),
+        default_parameter=Parameter(negative=(), allow_repeating=True),
         help_format="plaintext",
     )
-    serving = (generate, complete, chat, serve, editor_config)
-    training = (prepare, finetune, merge, pretrain)
-    for verb in (*serving, plan, quantize, bench, evaluate, export, *training, doctor):
-        app.command(verb.run, name=verb.__name__.rpartition(".")[2].replace("_", "-"))
-    known = App(name="attribution", help="Tell which spans of a text stand verbatim in known source files.")
-    known.command(attribution.build)
-    known.command(attribution.find)
-    app.command(known)
+    for verb in verbs:
+        module = import_module(f"starcoder.cli.{_module(verb)}")
+        if hasattr(module, "SUBVERBS"):
+            inner = App(name=verb, help=module.HELP)
+            for run in module.SUBVERBS:
+                inner.command(with_flags(run), name=run.__name__)
+            app.command(inner)
+        else:
+            app.command(with_flags(module.run), name=verb)
     return app
 
 
 def _dispatch(arguments: Sequence[str]) -> None:
+    verb = arguments[0] if arguments else ""
+    app = build([verb] if verb in VERBS else [])
+    if verb not in VERBS:
+        for name, summary in _summaries():
+            app.command(App(name=name, help=summary))
     try:
-        run, bound, _ = build().parse_args(list(arguments), print_error=False, exit_on_error=False)
+        run, bound, _ = app.parse_args(list(arguments), print_error=False, exit_on_error=False)
     except CycloptsError as error:
         raise mistakes.explain(error) from None
     run(*bound.args, **bound.kwargs)
+
+
+def _summaries() -> Iterator[tuple[str, str]]:
+    """Each verb and what it does, read from its source: importing all verbs would take a second."""
+    for verb in VERBS:
+        tree = ast.parse(Path(__file__).with_name(f"{_module(verb)}.py").read_text("utf-8"))
+        for node in tree.body:
+            match node:
+                case ast.FunctionDef(name="run"):
+                    yield verb, (ast.get_docstring(node) or "").partition("\n")[0]
+                case ast.Assign(targets=[ast.Name(id="HELP")], value=ast.Constant(value=str(summary))):
+                    yield verb, summary
+
+
+def _module(verb: str) -> str:
+    return verb.replace("-", "_")
 
 
 def _refuse_unknown_options(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
@@ -126,7 +138,7 @@ def _read_toml(path: Path) -> dict[str, object]:
         if isinstance(value, dict):
             raise ConfigError(
                 f"config {str(path)!r} has a table [{key}]",
-                "options stand at the top of the file, one file for one verb",
+                "put options at the top of the file; one file is for one verb",
             )
     return table
 

@@ -107,3 +107,7 @@ def _told(name: str, content: str, span: "Span") -> str:
     others = span.num_sources - len(span.sources)
     more = f" and {others} more" if others else ""
     return f"{name}:{line}:{column}: {span.end - span.start} characters: {places}{more}"
+
+
+HELP = "Find which parts of a text occur verbatim in known source files."
+SUBVERBS = (build, find)

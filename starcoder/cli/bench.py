@@ -1,45 +1,29 @@
-"""`starcoder bench`: tokens per second of a model on this machine, beside what its memory allows."""
+"""`starcoder bench`: tokens per second of a model on this machine, compared with its memory bandwidth."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
-from cyclopts import Group, Parameter
-
-from starcoder.cli.options import ModelOptions
+from starcoder.cli import options
+from starcoder.cli.flags import Section
 from starcoder.cli.table import aligned, megabytes
-from starcoder.errors import ConfigError
+from starcoder.engine.settings import BenchSettings, ModelSettings
 from starcoder.plan import Weights
 
 if TYPE_CHECKING:
     from starcoder.engine.bench import BenchReport, Spread
 
 
-@Parameter(name="*", group=Group("Bench", sort_key=1))
-@dataclass(frozen=True, kw_only=True, slots=True)
-class BenchOptions:
-    """What is timed, and how often."""
+def run(
+    *,
+    settings: Annotated[BenchSettings, Section("Benchmark")] = BenchSettings(),
+    model: Annotated[ModelSettings, Section("Model")] = ModelSettings(),
+    output: Annotated[options.OutputOptions, Section("Output")] = options.OutputOptions(),
+) -> None:
+    """Measure prefill and decoding, and compare them with this machine's memory bandwidth.
 
-    prompt_tokens: int = 512
-    """Tokens of the prompt whose prefill is timed."""
-    max_tokens: int = 64
-    """Tokens to decode."""
-    rounds: int = 5
-    """Rounds to take the median of."""
-    json: Annotated[bool, Parameter(show_default=False)] = False
-    """Print one JSON document instead of text."""
-
-    def __post_init__(self) -> None:
-        for name, least in (("prompt_tokens", 1), ("max_tokens", 2), ("rounds", 1)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} is {getattr(self, name)}; expected at least {least}")
-
-
-def run(*, options: BenchOptions = BenchOptions(), model: ModelOptions = ModelOptions()) -> None:
-    """Time prefill and decode through the engine, and compare with this machine's memory.
-
-    Decoding one sequence reads all weights for every token: the share of the
-    machine's own read bandwidth tells how close to the bound it runs.
+    Decoding one sequence reads all weights for every token. The share of the
+    machine's own read bandwidth shows how close decoding is to that limit.
 
     $ starcoder bench --model ./sc2-3b-int4 --json
     """
@@ -48,22 +32,16 @@ def run(*, options: BenchOptions = BenchOptions(), model: ModelOptions = ModelOp
     from starcoder import checkpoint
     from starcoder.engine import bench
 
+    output.start_logging()
     start = perf_counter()
-    loaded = model.load()
+    loaded = options.load(model)
     load_s = perf_counter() - start
     folder = checkpoint.resolve(model.model)
     config, stored = checkpoint.read_config(folder), checkpoint.scheme_of(folder)
     own: Weights = "float32" if loaded.engine.device.type == "cpu" else "bfloat16"
     weights = stored or model.quantize or model.dtype or own
-    report = bench.measure(
-        loaded,
-        config,
-        weights,
-        prompt_tokens=options.prompt_tokens,
-        new_tokens=options.max_tokens,
-        rounds=options.rounds,
-    )
-    if options.json:
+    report = bench.measure(loaded, config, weights, settings)
+    if output.json:
         about = {"model": model.model, "weights": weights, "num_parameters": config.num_parameters}
         print(json.dumps(about | {"load_s": round(load_s, 3)} | asdict(report)))
     else:

@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from cyclopts import Group, Parameter
-
-from starcoder.cli.options import ModelOptions
+from starcoder.cli import options
+from starcoder.cli.flags import Section
 from starcoder.cli.output import SHOWN
+from starcoder.engine.settings import ModelSettings
 from starcoder.errors import ConfigError, RequestError, StarcoderError
 from starcoder.request import CompletionRequest, SamplingParams
 
@@ -22,73 +22,55 @@ if TYPE_CHECKING:
     from starcoder.server.templates import ChatFormat
 
 _HELP = """\
-/reset        begin anew; the system message stays
-/system TEXT  tell the model how to behave, and begin anew; without TEXT show what it is told
+/reset        start a new conversation with the same system message
+/system TEXT  start a new conversation with this system message; without TEXT show the current one
 /save FILE    append the conversation as a line of JSON, as `starcoder finetune` reads it
-/help         this
-A line that ends with \\ goes on in the next. Ctrl-C stops an answer, Ctrl-D leaves."""
+/help         show this list
+A line that ends with \\ continues on the next. Ctrl-C stops an answer, Ctrl-D leaves."""
 
 
-@Parameter(name="*", group=Group("Chat", sort_key=1))
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ChatOptions:
-    """How the model answers."""
-
-    template: str | None = None
-    """no_system, default, alpaca or a jinja file; the checkpoint's own if not given."""
-    system: str | None = None
-    """What the model is told before the conversation."""
-    max_tokens: int = 512
-    """Tokens of an answer at most."""
-    temperature: float = 0.2
-    """0 always takes the most probable token; higher is more varied."""
-    top_p: float = 0.95
-    """Keep the most probable tokens that together have this probability."""
-    seed: int | None = None
-    """Makes sampling repeatable."""
-    config: Path | None = None
-    """TOML file with options of the same names; the command line goes before it."""
-
-    def params(self) -> SamplingParams:
-        """As the engine takes them. Raises: RequestError: a value out of its range."""
-        return SamplingParams(
-            max_tokens=self.max_tokens, temperature=self.temperature, top_p=self.top_p, seed=self.seed
-        )
-
-
-def run(*, options: ChatOptions = ChatOptions(), model: ModelOptions = ModelOptions()) -> None:
-    """Talk with an instruct model, turn by turn; answers appear as they are made.
+def run(
+    *,
+    template: str | None = None,
+    system: str | None = None,
+    sampling: Annotated[SamplingParams, Section("Sampling", without=("n", "logprobs"))] = SamplingParams(
+        max_tokens=512, temperature=0.2, top_p=0.95
+    ),
+    model: Annotated[ModelSettings, Section("Model")] = ModelSettings(),
+    output: Annotated[options.OutputOptions, Section("Output", without=("json",))] = options.OutputOptions(),
+) -> None:
+    """Talk with an instruct model, turn by turn; answers appear as they are generated.
 
     /help lists the commands: /reset, /system TEXT, /save FILE. Ctrl-C stops an
     answer, Ctrl-D leaves. From a pipe every line is one message.
 
     $ starcoder chat --model HuggingFaceH4/starchat-beta --quantize int4
     $ echo "Write a haiku about recursion." | starcoder chat --model ./my-chat-model
+
+    Args:
+        template: no_system, default, alpaca or a Jinja file; the checkpoint's own by default.
+        system: System message: instructions that precede the conversation.
     """
-    params = options.params()
-    _Console(_load(options, model, params), is_terminal=sys.stdin.isatty()).run()
-
-
-def _load(options: ChatOptions, model: ModelOptions, params: SamplingParams) -> "Conversation":
     from starcoder import checkpoint
     from starcoder.server.templates import INSTRUCT_MODELS, ChatFormat, base_model
     from starcoder.tokenizer import Tokenizer
 
+    output.start_logging()
     folder = checkpoint.resolve_text(model.model, model.adapter)
-    # Before the weights: a base model is told at once.
-    form = ChatFormat.find(options.template, folder, Tokenizer.load(folder))
+    # Before the weights are loaded, so that a base model is refused at once.
+    form = ChatFormat.find(template, folder, Tokenizer.load(folder))
     if form is None:
         raise ConfigError(
             base_model(model.model or "the bundled model"),
             f"choose --model, such as {INSTRUCT_MODELS}, or --template default",
         )
-    loaded = model.load()
-    return Conversation(loaded, form, params, system=options.system)
+    talk = Conversation(options.load(model), form, sampling, system=system)
+    _Console(talk, is_terminal=sys.stdin.isatty()).run()
 
 
 @dataclass
 class Conversation:
-    """What was said, and a model that goes on with it."""
+    """The messages so far, and the model that answers them."""
 
     model: "Model"
     form: "ChatFormat"
@@ -104,7 +86,7 @@ class Conversation:
     def reply(self, text: str) -> Iterator[str]:
         """Add a message of the user, and the answer to it piece by piece.
 
-        What was said until it is stopped counts as the answer; nothing is added if there is none.
+        The text up to a stop counts as the answer; an empty answer adds nothing.
 
         Raises:
             RequestError: the conversation no longer fits the context.
@@ -133,12 +115,12 @@ class Conversation:
         from starcoder.server.worker import fit
 
         tokens = tuple(encode(self.messages(), self.form, self.model.tokenizer))
-        params = replace(self.params, stop=self.form.stop)
+        params = replace(self.params, stop=(*self.form.stop, *self.params.stop))
         request = CompletionRequest(tokens=tokens, sampling=params)
         try:
             return fit(request, self.model.tokenizer, self.model.engine.context_length)
         except RequestError as error:
-            raise RequestError(error.message, "/reset begins anew") from None
+            raise RequestError(error.message, "/reset starts a new conversation") from None
 
 
 class _Console:
@@ -162,7 +144,7 @@ class _Console:
                 sys.stderr.write(f"error: {error.message}\nhint: {error.hint}\n")
 
     def _read(self) -> str | None:
-        """The next message or command, lines that go on joined; None at the end."""
+        """The next message or command, with continued lines joined; None at the end."""
         lines: list[str] = []
         while not lines or lines[-1].endswith("\\"):
             try:
@@ -177,7 +159,7 @@ class _Console:
                 if not self._is_terminal:
                     raise
                 print()
-                lines = []  # as in a shell: the line is given up, the program stays
+                lines = []  # as in a shell: the line is dropped, the program continues
         return "\n".join(line.removesuffix("\\") for line in lines)
 
     def _obey(self, line: str) -> None:

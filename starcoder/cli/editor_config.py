@@ -11,19 +11,19 @@ def run(
     /,
     *,
     url: str = "http://127.0.0.1:8080",
-    model: str = "starcoder2",
+    model: str | None = None,
     key: str | None = None,
 ) -> None:
-    """Print the settings of an editor, to paste; where they go is said on stderr.
+    """Print the settings that make an editor use this server; stderr says where to paste them.
 
     $ starcoder editor-config zed
     $ starcoder editor-config continue --url http://gpu-box:8080 --key secret
 
     Args:
         editor: zed, continue, llm-vscode, llama.vim, tabby or neovim.
-        url: Where the server is.
-        model: Name of the model; editors choose the prompt's format by it.
-        key: API key, if the server wants one.
+        url: Address of the server.
+        model: Name of the model, by which some editors choose the layout of infills; starcoder2 by default.
+        key: API key, if the server requires one.
     """
-    print(f"into {EDITORS[editor].place}:", file=sys.stderr)
+    print(f"paste into {EDITORS[editor].place}:", file=sys.stderr)
     print(settings(editor, url=url, model=model, key=key), end="")

@@ -1,18 +1,31 @@
-"""`starcoder generate`: complete a prompt, or fill the place that a marker in it shows."""
+"""`starcoder generate`: complete a prompt, or fill in the marked position in it."""
 
+from dataclasses import replace
 from typing import Annotated
 
-from starcoder.cli.options import TEXT, AskOptions
+from cyclopts import Parameter
+
+from starcoder.cli.flags import TEXT, Section
+from starcoder.cli.options import OutputOptions
 from starcoder.cli.output import answer
 from starcoder.cli.source import read_prompt
+from starcoder.engine.settings import ModelSettings
 from starcoder.prompts import split_marker
 from starcoder.request import CompletionRequest
 
 
-def run(prompt: Annotated[str | None, TEXT] = None, /, *, options: AskOptions = AskOptions()) -> None:
-    """Complete a prompt, left to right, or fill the place marked <FILL_HERE> in it.
+def run(
+    prompt: Annotated[str | None, TEXT] = None,
+    /,
+    *,
+    request: Annotated[CompletionRequest, Section("Prompt")] = CompletionRequest(),
+    model: Annotated[ModelSettings, Section("Model")] = ModelSettings(),
+    echo: Annotated[bool | None, Parameter(negative="--no-echo")] = None,
+    output: Annotated[OutputOptions, Section("Output")] = OutputOptions(),
+) -> None:
+    """Complete a prompt from left to right, or fill in the text marked <FILL_HERE>.
 
-    Text appears as it is made. On a terminal the prompt is shown with it,
+    Text appears as it is generated. On a terminal the prompt is printed with it,
     dimmed; a pipe gets the completion alone.
 
     $ starcoder generate "def fibonacci(n):"
@@ -20,10 +33,8 @@ def run(prompt: Annotated[str | None, TEXT] = None, /, *, options: AskOptions = 
     $ cat src/app.py | starcoder generate - --max-tokens 32 --json
 
     Args:
-        prompt: The code to go on with; - or nothing reads it from stdin.
+        prompt: Code to continue; - or no prompt reads it from stdin.
+        echo: Print the prompt around the completion; by default on a terminal.
     """
     prefix, suffix = split_marker(read_prompt(prompt))
-    request = CompletionRequest(
-        prefix=prefix, suffix=suffix, layout=options.sampling.layout, sampling=options.sampling.params()
-    )
-    answer(request, options)
+    answer(replace(request, prefix=prefix, suffix=suffix), model, output, echo=echo)

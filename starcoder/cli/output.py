@@ -1,41 +1,45 @@
 """Answers a request on stdout: as a stream of text, as several samples, or as one JSON document."""
 
 import json
-import logging
 import os
 import sys
 import time
 from collections.abc import Iterator
 
-from starcoder.cli.options import AskOptions
+from starcoder.cli import options
+from starcoder.engine.settings import ModelSettings
+from starcoder.errors import ConfigError
 from starcoder.request import Chunk, Completion, CompletionRequest, collect
 
 _DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
-# A model may make any text; on a terminal its control characters are shown, not obeyed.
+# A model may generate any text; on a terminal its control characters are shown, not obeyed.
 SHOWN = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\t\n\r"} | {0x7F: "\u2421"}
 
 
-def answer(request: CompletionRequest, options: AskOptions) -> None:
+def answer(
+    request: CompletionRequest, model: ModelSettings, output: options.OutputOptions, *, echo: bool | None
+) -> None:
     """Load the model, run the request and print what comes.
 
     Raises:
-        StarcoderError: the model cannot be loaded or the request not be served.
+        StarcoderError: the model cannot be loaded, or the request cannot be served.
     """
-    if options.output.verbose:
-        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    if request.sampling.logprobs is not None and not output.json:
+        raise ConfigError("--logprobs shows only in JSON", "add --json")
+    output.start_logging()
     start = time.perf_counter()
-    model = options.model.load()
-    loaded = time.perf_counter()
-    chunks = model.generate([request])
-    if not options.output.json and request.sampling.n == 1:
-        chunks = _printed(chunks, request, echo=options.output.echo)
+    loaded = options.load(model)
+    load_ms = 1e3 * (time.perf_counter() - start)
+    chunks = loaded.generate([request])
+    if not output.json and request.sampling.n == 1:
+        chunks = _printed(chunks, request, echo=echo)
     (samples,) = collect(chunks).values()
-    load_ms, total_ms = 1e3 * (loaded - start), 1e3 * (time.perf_counter() - start)
-    if options.output.json:
+    total_ms = 1e3 * (time.perf_counter() - start)
+    if output.json:
         print(json.dumps(document(samples, load_ms=load_ms, total_ms=total_ms), ensure_ascii=False))
     elif request.sampling.n > 1:
         _print_samples(samples)
-    if options.output.verbose:
+    if output.verbose:
         _print_report(samples, load_ms=load_ms)
 
 
@@ -78,7 +82,7 @@ def _sample(sample: Completion) -> dict[str, object]:
 
 
 def _printed(chunks: Iterator[Chunk], request: CompletionRequest, *, echo: bool | None) -> Iterator[Chunk]:
-    """The same chunks, printed as they pass: on a terminal amid the dimmed prompt, in a pipe nothing else."""
+    """The same chunks, printed as they pass: on a terminal between the dimmed prompt, in a pipe alone."""
     terminal = sys.stdout.isatty()
     color = terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     echo = terminal if echo is None else echo
@@ -113,7 +117,7 @@ def _print_samples(samples: list[Completion]) -> None:
 def _print_report(samples: list[Completion], *, load_ms: float) -> None:
     usage = samples[0].usage
     if usage.dropped_characters:
-        print(f"{usage.dropped_characters} characters had no room in the context", file=sys.stderr)
+        print(f"{usage.dropped_characters} characters of the prompt did not fit the context", file=sys.stderr)
     num_tokens = sum(len(sample.tokens) for sample in samples)
     decode_ms = max(sample.usage.decode_ms for sample in samples)
     rate = (num_tokens - len(samples)) / decode_ms * 1e3 if decode_ms else 0.0

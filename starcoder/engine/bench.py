@@ -11,6 +11,7 @@ import torch
 from starcoder import plan
 from starcoder.config import ModelConfig
 from starcoder.engine.local import Model
+from starcoder.engine.settings import BenchSettings
 from starcoder.kernels import native
 from starcoder.request import Usage
 
@@ -52,24 +53,21 @@ def measure(
     model: Model,
     config: ModelConfig,
     weights: plan.Weights,
-    *,
-    prompt_tokens: int = 512,
-    new_tokens: int = 64,
-    rounds: int = 5,
+    settings: BenchSettings = BenchSettings(),
 ) -> BenchReport:
-    """Time `rounds` of prefill, decode and plain reading, in turn, after one that warms up.
+    """Time rounds of prefill, decode and plain reading, in turn, after one that warms up.
 
     Contexts shorter than asked for get shorter prompts. No prompt is in the prefix cache.
     """
-    new_tokens = min(new_tokens, config.max_positions // 4)
-    prompt_tokens = min(prompt_tokens, config.max_positions // 2)
+    new_tokens = min(settings.max_tokens, config.max_positions // 4)
+    prompt_tokens = min(settings.prompt_tokens, config.max_positions // 2)
     _prefill(model, 0, prompt_tokens)
     _decode(model, 0, new_tokens)
     peak_bytes = _peak_bytes()  # before the buffer that only measures the machine
     on_cpu = model.engine.device.type == "cpu"
     buffer = torch.ones(_BUFFER_BYTES, dtype=torch.uint8) if on_cpu else None
     prefills, decodes, machine = [], [], []
-    for number in range(1, rounds + 1):
+    for number in range(1, settings.rounds + 1):
         prefills.append(_prefill(model, number, prompt_tokens))
         decodes.append(_decode(model, number, new_tokens))
         if buffer is not None:
@@ -79,7 +77,7 @@ def measure(
     rates = [(usage.tokens - 1) / usage.ms * 1e3 for usage in decodes]
     shares = [rate * read_bytes / 1e9 / peak for rate, peak in zip(rates, machine, strict=False)]
     return BenchReport(
-        rounds=rounds,
+        rounds=settings.rounds,
         threads=torch.get_num_threads(),
         prompt_tokens=prefills[0].tokens,
         new_tokens=decodes[0].tokens,

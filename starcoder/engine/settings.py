@@ -1,8 +1,50 @@
-"""How much an engine takes on at once, and where it stands."""
+"""Which model runs where, how much an engine takes on at once, and its figures. No torch."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from starcoder.errors import ConfigError
+
+DType = Literal["float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelSettings:
+    """Which weights, and where they run: the arguments of `starcoder.load`."""
+
+    model: str | None = None
+    """Checkpoint folder or Hugging Face id, such as bigcode/starcoder2-3b; the bundled model by default."""
+    adapter: str | None = None
+    """Adapter that `starcoder finetune` or PEFT trained on this model: a folder or a Hugging Face id."""
+    dtype: DType | None = None
+    """Data type of the weights; by default float32 on a CPU and as stored elsewhere."""
+    quantize: Literal["int8", "int4"] | None = None
+    """Quantize the weights while loading; `starcoder quantize` does it once for all runs."""
+    device: str | None = None
+    """cpu, cuda, cuda:1 or auto; cpu by default."""
+    threads: int | None = None
+    """Number of CPU threads; torch's choice by default."""
+
+    def __post_init__(self) -> None:
+        if self.threads is not None and self.threads < 1:
+            raise ConfigError(f"threads is {self.threads}; expected at least 1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BenchSettings:
+    """What a benchmark of the engine measures."""
+
+    prompt_tokens: int = 512
+    """Number of tokens of the prompt whose prefill is measured."""
+    max_tokens: int = 64
+    """Number of tokens to decode."""
+    rounds: int = 5
+    """Number of rounds; the median is reported."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("prompt_tokens", 1), ("max_tokens", 2), ("rounds", 1)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} is {getattr(self, name)}; expected at least {least}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -10,13 +52,20 @@ class EngineSettings:
     """How much the engine takes on at once."""
 
     block_size: int = 16  # tokens per cache block
-    cache_bytes: int | None = None  # None: eight full contexts, at most a quarter of the memory
-    max_step_tokens: int = 512  # of one forward pass: longer prompts are prefilled in chunks
-    max_sequences: int = 64  # that run at the same time
-    max_queue: int = 1024  # that wait; more are a CapacityError
-    max_sessions: int = 256  # whose last request is remembered
-    prepare: bool = False  # while idle, complete what a session will ask if its last answer is accepted
-    drafts: int = 0  # most tokens of a draft, for greedy requests; 0 is off
+    cache_bytes: int | None = None
+    """Bytes of the key-value cache; by default eight full contexts, at most a quarter of the memory."""
+    max_step_tokens: int = 512
+    """Maximum number of tokens of one forward pass; longer prompts are prefilled in chunks."""
+    max_sequences: int = 64
+    """Maximum number of sequences that run at the same time."""
+    max_queue: int = 1024
+    """Maximum number of requests that wait; further ones are refused."""
+    max_sessions: int = 256
+    """Number of editing sessions whose last request is kept."""
+    prepare: bool = False
+    """While idle, complete what an editing session asks next if its last completion is accepted."""
+    drafts: int = 0
+    """Maximum length in tokens of a draft, for greedy requests; 0 is off."""
 
     def __post_init__(self) -> None:
         for name in ("block_size", "max_step_tokens", "max_sequences", "max_queue", "max_sessions"):

@@ -95,8 +95,16 @@ endpoint = "@url@"
 }
 
 
-def settings(editor: str, *, url: str, model: str, key: str | None = None) -> str:
-    """The text to paste. `editor` is one of `EDITORS`; `model` a name that the server goes by."""
+def settings(editor: str, *, url: str, model: str | None = None, key: str | None = None) -> str:
+    """The text to paste. `editor` is one of `EDITORS`.
+
+    `model` is the name of the model that the server runs; None is a name that every editor takes for the
+    layout of infills that StarCoder and Starcoder2 share.
+    """
     config = EDITORS[editor]
     text = config.text + (config.key if key else "")
-    return text.replace("@url@", url.rstrip("/")).replace("@model@", model).replace("@key@", key or "")
+    return (
+        text.replace("@url@", url.rstrip("/"))
+        .replace("@model@", model or "starcoder2")
+        .replace("@key@", key or "")
+    )

@@ -145,7 +145,7 @@ def allows_host(settings: ServerSettings, header: str) -> bool:
     name = _host_name(header)
     if settings.keys or name == "localhost" or name.endswith(".localhost"):
         return True
-    if name in (settings.host.lower(), *(host.lower() for host in settings.allowed_hosts)):
+    if name in (settings.host.lower(), *(host.lower() for host in settings.allow_host)):
         return True
     try:
         ipaddress.ip_address(name)
@@ -158,7 +158,7 @@ def allows_origin(settings: ServerSettings, origin: str, host_header: str) -> bo
     """Whether a page of `origin` may ask: our own, or one that was allowed ("*" allows all)."""
     own = origin.partition("://")[2]
     is_own = bool(own and own == host_header)
-    return is_own or "*" in settings.allowed_origins or origin in settings.allowed_origins
+    return is_own or "*" in settings.allow_origin or origin in settings.allow_origin
 
 
 def _host_name(header: str) -> str:

@@ -27,19 +27,31 @@ class ServerSettings:
     """One place for every default of the server."""
 
     host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 listens on every network of this machine."""
     port: int = 8080
-    max_queue: int = 64  # requests that wait beside those that run
-    max_sequences: int = 64  # that run at the same time
+    """Port to listen on; 0 chooses a free one."""
+    max_queue: int = 64
+    """Maximum number of requests that wait; further ones are answered with 429."""
+    max_sequences: int = 64  # the engine's, which is added to `max_queue`
     max_body_bytes: int = 4_000_000
+    """Maximum size of a request's body."""
     default_max_tokens: int = 256
-    keys: tuple[ApiKey, ...] = ()  # none: everybody may ask
-    allowed_hosts: tuple[str, ...] = ()  # names beside localhost that the Host header may carry
-    allowed_origins: tuple[str, ...] = ()  # web pages of other origins that may ask
+    """Maximum number of tokens to generate where a request gives none."""
+    keys: tuple[ApiKey, ...] = ()  # none: no authentication
+    allow_host: tuple[str, ...] = ()
+    """Another host name of this server besides localhost; may be given several times."""
+    allow_origin: tuple[str, ...] = ()
+    """Web origin whose pages may send requests, or *; may be given several times."""
     compat: Compat = "lenient"
+    """tgi-strict has the limits and messages of Text Generation Inference."""
     trust_prompts: bool = False
-    drain_s: int = 60  # how long requests may still run after a signal to stop
-    stall_s: float = 300.0  # a step that takes longer means that the engine hangs
-    write_s: float = 60.0  # a client that reads nothing for so long is gone
+    """Pass raw prompts with sentinel tokens to the model as they are, instead of parsing them."""
+    drain_s: int = 60
+    """Seconds that running requests have to finish after a signal to stop."""
+    stall_s: float = 300.0
+    """Seconds after which a step that does not end means that the engine hangs."""
+    write_s: float = 60.0
+    """Seconds after which a client that reads nothing is disconnected."""
 
     def __post_init__(self) -> None:
         for name in ("max_queue", "max_sequences", "max_body_bytes", "default_max_tokens"):

@@ -27,7 +27,7 @@ def test_settings_name_the_server(editor, capsys):
     assert main(["editor-config", editor, "--url", url, "--model", "starcoder2", "--key", "k3y"]) == 0
     out, err = capsys.readouterr()
     assert "http://box:9000" in out and "http://box:9000//" not in out and "@" not in out
-    assert err.startswith("into ")
+    assert err.startswith("paste into ")
     assert "k3y" in out or "key goes into" in err
 
 

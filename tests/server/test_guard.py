@@ -79,7 +79,7 @@ def test_a_rebound_name_is_refused(idle, host, status):
 
 
 def test_foreign_pages_are_refused_and_allowed_ones_get_cors(start):
-    with start(allowed_origins=("https://good.example",), allowed_hosts=("box",)) as running:
+    with start(allow_origin=("https://good.example",), allow_host=("box",)) as running:
         own = running.url
         for origin, status in [("https://evil.example", 403), ("null", 403), (own, 200)]:
             assert running.post("/v1/completions", BODY, headers={"origin": origin}).status_code == status
