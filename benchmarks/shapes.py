@@ -13,8 +13,8 @@ from starcoder import checkpoint
 from starcoder.config import ModelConfig
 from starcoder.kernels.memory import Arena
 from starcoder.kernels.packed import COLUMNS
+from starcoder.layouts import Sentinels
 from starcoder.model import Transformer
-from starcoder.prompts import Sentinels
 from starcoder.quantize import QuantizedEmbedding, QuantizedLinear, Scheme, expect
 
 

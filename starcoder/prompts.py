@@ -1,7 +1,7 @@
-"""The text formats the family was trained on: left to right and infilling, fitted to a token budget.
+"""Prompts as the families were trained: left to right and infilling, fitted to a token budget.
 
-User text is encoded apart from the sentinels, so it can never produce one. Limits: chat, commits,
-issues and notebooks are not built here yet; a raw prompt with sentinels goes through
+User text is encoded apart from the sentinels, so it can never produce one; where they go is in
+`starcoder.layouts`. Limits: chats are `starcoder.chat`; commits, issues and notebooks go through
 `Tokenizer.encode_with_special` and `CompletionRequest.tokens`.
 """
 
@@ -9,27 +9,25 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Literal, NoReturn, Protocol
 
-from starcoder.errors import CheckpointError, ConfigError, MissingExtraError, RequestError
+from starcoder.errors import ConfigError, MissingExtraError, RequestError
 from starcoder.files import newline_of, unix_newlines
+from starcoder.layouts import FimOrder, Header, Sentinels
 
 if TYPE_CHECKING:
     from jinja2 import Template
 
     from starcoder.request import CompletionRequest
 
-Style = Literal["santacoder", "starcoder", "starcoder2"]
-FimLayout = Literal["psm", "spm"]
-
 MARKER = "<FILL_HERE>"
 
-AUTO_LAYOUT: FimLayout = "psm"  # what layout="auto" means until both are measured on `nano`
+AUTO_LAYOUT: FimOrder = "psm"  # what layout="auto" means until both are measured on `nano`
 
 # Below this many tokens for prefix and suffix together no completion is worth its time.
 MIN_TEXT_TOKENS = 8
@@ -45,22 +43,6 @@ METADATA_SHARE = 4
 TYPICAL_CHARACTERS_PER_TOKEN = 4
 MAX_CHARACTERS_PER_TOKEN = 16
 
-# Only tokens that open another document; a model writes them when the present one is finished.
-# Source: serving facts of bigcode/starcoder and bigcode/starcoder2; the last two end a turn of StarChat
-# and of ChatML fine-tunes.
-END_TOKENS = (
-    "<file_sep>",
-    "<repo_name>",
-    "<filename>",
-    "<reponame>",
-    "<gh_stars>",
-    "<commit_before>",
-    "<issue_start>",
-    "<jupyter_start>",
-    "<|end|>",
-    "<|im_end|>",
-)
-
 
 class Vocabulary(Protocol):
     """What a prompt needs of a tokenizer."""
@@ -70,67 +52,6 @@ class Vocabulary(Protocol):
 
     def encode(self, text: str) -> list[int]:
         """Ids of user text; never the id of a special token."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Sentinels:
-    """Ids of the special tokens that prompts are built from; None where the vocabulary has none."""
-
-    style: Style
-    eos: int
-    fim_prefix: int | None = None  # this, middle and suffix are None together: the model cannot infill
-    fim_middle: int | None = None
-    fim_suffix: int | None = None
-    fim_pad: int | None = None
-    filename: int | None = None
-    repo_name: int | None = None  # spelled <reponame> in StarCoder, <repo_name> in Starcoder2
-    gh_stars: int | None = None
-    file_sep: int | None = None
-    end_ids: frozenset[int]  # a generation ends at any of these
-
-    @property
-    def can_infill(self) -> bool:
-        return self.fim_middle is not None
-
-    @classmethod
-    def resolve(cls, token_to_id: Callable[[str], int | None]) -> Sentinels:
-        """Look the sentinels up by their text; `token_to_id` gives None for what is not one token.
-
-        Raises:
-            CheckpointError: no end-of-text token, or only some of the infilling sentinels.
-        Source: the tokenizers of bigcode/santacoder (hyphens), bigcode/starcoder, bigcode/starcoder2-3b.
-        """
-        dash = "-" if token_to_id("<fim-prefix>") is not None else "_"
-        style: Style = "santacoder" if dash == "-" else "starcoder"
-        if style == "starcoder" and token_to_id("<file_sep>") is not None:
-            style = "starcoder2"
-        eos = token_to_id("<|endoftext|>")
-        if eos is None:
-            raise CheckpointError(
-                "the tokenizer has no token '<|endoftext|>'", "is it of the StarCoder family, and complete?"
-            )
-        fim = {
-            f"fim_{part}": token_to_id(f"<fim{dash}{part}>") for part in ("prefix", "middle", "suffix", "pad")
-        }
-        missing = [
-            f"'<{name.replace('_', dash)}>'" for name, id in fim.items() if id is None and name != "fim_pad"
-        ]
-        if len(missing) in (1, 2):
-            raise CheckpointError(
-                f"the tokenizer has only some infilling tokens; missing: {', '.join(missing)}",
-                "tokenizer.json may be of another checkpoint; download it again",
-            )
-        ends = (eos, *fim.values(), *map(token_to_id, END_TOKENS))
-        return cls(
-            style=style,
-            eos=eos,
-            **fim,
-            filename=token_to_id("<filename>"),
-            repo_name=token_to_id("<repo_name>" if style == "starcoder2" else "<reponame>"),
-            gh_stars=token_to_id("<gh_stars>"),
-            file_sep=token_to_id("<file_sep>"),
-            end_ids=frozenset(id for id in ends if id is not None),
-        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -203,25 +124,6 @@ def split_marker(text: str) -> tuple[str, str | None]:
     return prefix, rest[0] if rest else None
 
 
-def join_fim(
-    layout: FimLayout, prefix: Sequence[int], suffix: Sequence[int], sentinels: Sentinels
-) -> list[int]:
-    """Ids of an infilling prompt or document, up to where the middle begins.
-
-    Raises:
-        RequestError: the model has no infilling tokens.
-    Source: bigcode-project/Megatron-LM: megatron/data/gpt_dataset.py, `permute`; SPM is its variant 2.
-    """
-    if sentinels.fim_prefix is None or sentinels.fim_middle is None or sentinels.fim_suffix is None:
-        raise RequestError(
-            "this model cannot infill: its tokenizer has no infilling tokens",
-            "leave the suffix out, or use a StarCoder base model",
-        )
-    if layout == "psm":
-        return [sentinels.fim_prefix, *prefix, sentinels.fim_suffix, *suffix, sentinels.fim_middle]
-    return [sentinels.fim_prefix, sentinels.fim_suffix, *suffix, sentinels.fim_middle, *prefix]
-
-
 def build(request: CompletionRequest, vocabulary: Vocabulary, *, budget: int) -> Prompt:
     """The prompt of a request, at most `budget` tokens long, in the layout the model was trained on.
 
@@ -250,27 +152,29 @@ def build(request: CompletionRequest, vocabulary: Vocabulary, *, budget: int) ->
         raise RequestError("the prompt is empty", "give some text before or after the cursor")
     layout: Literal["l2r", "psm", "spm"] = "l2r"
     if suffix is not None:
-        layout = AUTO_LAYOUT if request.layout == "auto" else request.layout
+        layout = vocabulary.sentinels.order(AUTO_LAYOUT) if request.layout == "auto" else request.layout
     newline = newline_of(request.prefix + (request.suffix or ""))
-    frame = _frame(request, vocabulary, budget)
-    room = (
-        budget - len(frame.opening) - len(frame.separator) - len(frame.tags) - (0 if layout == "l2r" else 3)
-    )
+    sentinels = vocabulary.sentinels
+    header = _header(request, vocabulary, budget, is_infill=layout != "l2r")
+    room = budget - len(header.repository) - len(header.file) - len(header.tags)
+    room -= 0 if layout == "l2r" else sentinels.layout.num_sentinels
     # Fitting both parts to each other asks for the same spans twice.
     cutter = _Cutter(encode=cache(vocabulary.encode), step=max(1, budget // 4))
     before, after = cutter.around_cursor(
-        frame.line, unix_newlines(request.prefix), unix_newlines(suffix or ""), room
+        header.line, unix_newlines(request.prefix), unix_newlines(suffix or ""), room
     )
-    files = _files(request, frame, room - len(before.tokens) - len(after.tokens), vocabulary)
-    tokens = [*frame.tags, *before.tokens]
+    files = _files(request, header, room - len(before.tokens) - len(after.tokens), vocabulary)
+    tokens = [*header.tags, *before.tokens]
     if layout != "l2r":
-        tokens = join_fim(layout, tokens, after.tokens, vocabulary.sentinels)
+        tokens = sentinels.infill(layout, tokens, after.tokens)
     return Prompt(
-        tokens=(*frame.opening, *files.tokens, *frame.separator, *tokens),
+        tokens=(*header.repository, *files.tokens, *header.file, *tokens),
         layout=layout,
-        end_ids=vocabulary.sentinels.end_ids,
+        end_ids=sentinels.end_ids,
         newline=newline,
-        dropped=Dropped(context=frame.dropped + files.dropped, suffix=after.dropped, prefix=before.dropped),
+        dropped=Dropped(
+            context=_dropped(request, header) + files.dropped, suffix=after.dropped, prefix=before.dropped
+        ),
     )
 
 
@@ -285,49 +189,20 @@ def _from_tokens(tokens: tuple[int, ...], vocabulary: Vocabulary, budget: int) -
     return Prompt(tokens=tokens, layout="l2r", end_ids=vocabulary.sentinels.end_ids)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Frame:
-    """Says which file this is: opening, other files, separator, [infilling sentinel], tags, line, prefix."""
+def _header(request: CompletionRequest, vocabulary: Vocabulary, budget: int, *, is_infill: bool) -> Header:
+    """Repository and path where the family had them, if they are short enough to be worth their tokens."""
+    write, encode = vocabulary.sentinels.header, vocabulary.encode
+    found = write(encode, repo=request.repo or "", path=request.path or "", is_infill=is_infill)
+    num_tokens = len(found.repository) + len(found.file) + len(found.tags) + len(encode(found.line))
+    if found.shown and METADATA_SHARE * num_tokens <= budget:
+        return found
+    return write(encode) if request.extras else Header()
 
-    opening: tuple[int, ...] = ()
-    separator: tuple[int, ...] = ()
-    tags: tuple[int, ...] = ()
-    line: str = ""  # ends in a line end; encoded together with the prefix, as in training
-    dropped: int = 0  # characters of repository and path that found no place
 
-
-def _frame(request: CompletionRequest, vocabulary: Vocabulary, budget: int) -> _Frame:
-    """Repository and path where the family had them, if they are short enough to be worth their tokens.
-
-    Source: bigcode-project/bigcode-dataset: preprocessing/add_content_with_meta.py; arXiv 2402.19173.
-    """
-    sentinels, encode = vocabulary.sentinels, vocabulary.encode
-    repo, path = request.repo or "", request.path or ""
-    separator = (sentinels.file_sep,) if sentinels.file_sep is not None and request.extras else ()
-    bare = _Frame(separator=separator, dropped=len(repo) + len(path))
-    if sentinels.file_sep is not None:
-        if not path:
-            return bare
-        named = (sentinels.repo_name, *encode(repo)) if sentinels.repo_name is not None and repo else ()
-        frame = _Frame(
-            opening=named,
-            separator=(sentinels.file_sep,),
-            line=f"{path}\n",
-            dropped=0 if named else len(repo),
-        )
-    else:
-        given = ((sentinels.repo_name, repo), (sentinels.filename, path))
-        shown = [(tag, text) for tag, text in given if tag is not None and text]
-        if not shown:
-            return bare
-        *first, (last, line) = shown
-        frame = _Frame(
-            tags=(*(id for tag, text in first for id in (tag, *encode(text))), last),
-            line=f"{line}\n",
-            dropped=len(repo) + len(path) - sum(len(text) for _, text in shown),
-        )
-    num_tokens = len(frame.opening) + len(frame.separator) + len(frame.tags) + len(encode(frame.line))
-    return frame if METADATA_SHARE * num_tokens <= budget else bare
+def _dropped(request: CompletionRequest, header: Header) -> int:
+    """Characters of repository and path that are not shown."""
+    given = (("repo", request.repo), ("path", request.path))
+    return sum(len(text or "") for name, text in given if name not in header.shown)
 
 
 @dataclass(frozen=True, slots=True)
@@ -336,15 +211,15 @@ class _Part:
     dropped: int  # characters
 
 
-def _files(request: CompletionRequest, frame: _Frame, room: int, vocabulary: Vocabulary) -> _Part:
+def _files(request: CompletionRequest, header: Header, room: int, vocabulary: Vocabulary) -> _Part:
     """The extras that fit, in the request's order; the last ones choose first."""
-    separator = vocabulary.sentinels.file_sep
+    sentinels = vocabulary.sentinels
     files: list[list[int]] = []
     dropped = 0
     for extra in reversed(request.extras):
-        text = f"{extra.path}\n{unix_newlines(extra.text)}" if frame.line else unix_newlines(extra.text)
-        if separator is not None and len(text) <= room * MAX_CHARACTERS_PER_TOKEN:
-            tokens = [separator, *vocabulary.encode(text)]
+        path = extra.path if "path" in header.shown else ""
+        if sentinels.file_sep is not None and len(path) + len(extra.text) < room * MAX_CHARACTERS_PER_TOKEN:
+            tokens = sentinels.file(vocabulary.encode, path, unix_newlines(extra.text))
             if len(tokens) <= room:
                 room -= len(tokens)
                 files.append(tokens)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from starcoder.errors import CheckpointError, RequestError
-from starcoder.prompts import Sentinels
+from starcoder.layouts import SENTINELS, Sentinels
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
@@ -24,11 +24,6 @@ _HIDDEN = [byte for byte in range(256) if byte not in set(_PRINTABLE)]
 BYTE_OF_CHARACTER = {chr(byte): byte for byte in _PRINTABLE} | {
     chr(0x100 + rank): byte for rank, byte in enumerate(_HIDDEN)
 }
-
-# Texts that are special in these vocabularies even where tokenizer.json forgets to say so.
-_SENTINEL = re.compile(
-    r"<\|endoftext\|>|<fim[-_](prefix|middle|suffix|pad)>|<(filename|gh_stars|reponame|repo_name|file_sep)>"
-)
 
 
 class Tokenizer:
@@ -197,7 +192,7 @@ def _take_special(document: dict[str, Any]) -> dict[str, int]:
     """
     model = document["model"]
     special = {token["content"]: token["id"] for token in document.get("added_tokens", [])}
-    special |= {text: id for text, id in model["vocab"].items() if _SENTINEL.fullmatch(text)}
+    special |= {text: id for text, id in model["vocab"].items() if text in SENTINELS}
     model["vocab"] = {text: id for text, id in model["vocab"].items() if text not in special}
     model["merges"] = [merge for merge in model["merges"] if special.keys().isdisjoint(_parts(merge))]
     document |= {"added_tokens": [], "padding": None, "truncation": None, "post_processor": None}

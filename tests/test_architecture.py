@@ -22,11 +22,23 @@ LAYERS = [
     {"model", "quantize", "adapters"},
     {"kernels", "tokenizer", "plan", "repos"},
     {"config", "request", "prompts"},
-    {"files"},
+    {"files", "layouts"},
     {"errors"},
     {"__init__"},  # holds the version and looks the public names up by string, so it imports nothing
 ]
-LIGHT = ["errors", "files", "config", "request", "prompts", "plan", "repos", "prepare", "lsp", "cli"]
+LIGHT = [
+    "errors",
+    "files",
+    "layouts",
+    "config",
+    "request",
+    "prompts",
+    "plan",
+    "repos",
+    "prepare",
+    "lsp",
+    "cli",
+]
 HEAVY = {"torch", "transformers", "numpy", "tokenizers", "huggingface_hub", "safetensors"}
 
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if "bundled" not in path.parts)

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from starcoder import prompts
 from starcoder.errors import CheckpointError, RequestError
-from starcoder.prompts import Dropped, Prompt, Sentinels, build, join_fim, split_marker
+from starcoder.layouts import Sentinels
+from starcoder.prompts import Dropped, Prompt, build, split_marker
 from starcoder.request import CompletionRequest, ContextFile
 from starcoder.tokenizer import Tokenizer
 from tests.tiny import SPECIAL_TOKENS, TokenizerStyle, make_tokenizer
@@ -171,7 +172,7 @@ def test_user_text_brings_no_sentinels(tokenizers, style, text):
 
 @pytest.mark.parametrize("layout", ["psm", "spm"])
 def test_join_fim_ends_where_the_middle_begins(layout):
-    joined = join_fim(layout, [7, 8], [9], Letters("starcoder").sentinels)
+    joined = Letters("starcoder").sentinels.infill(layout, [7, 8], [9])
     assert joined == {"psm": [1, 7, 8, 3, 9, 2], "spm": [1, 3, 9, 2, 7, 8]}[layout]
 
 

@@ -11,15 +11,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
 
-TAGS = (
-    *("jupyter_start", "jupyter_text", "jupyter_code", "jupyter_output", "empty_output", "jupyter_script"),
-    *("commit_before", "commit_msg", "commit_after", "issue_start", "issue_comment", "issue_closed"),
-    *("pr", "pr_status", "pr_is_merged", "pr_base", "pr_base_code", "pr_file", "pr_diff", "pr_diff_hunk"),
-    *("pr_comment", "pr_event_id", "pr_review", "pr_review_state", "pr_review_comment"),
-    *("fim_prefix", "fim_middle", "fim_suffix", "fim_pad", "file_sep", "repo_name", "reponame", "filename"),
-    *("gh_stars", "|endoftext|"),
+from starcoder.layouts import (
+    Cell,
+    Talk,
+    holds_tags,
+    parse_commit,
+    without_tags,
+    write_commit,
+    write_issue,
+    write_notebook,
 )
-_TAG = re.compile("|".join(re.escape(f"<{tag}>") for tag in TAGS))
+
 _TRAILER = re.compile(
     r"^(Signed-off-by|Co-authored-by|Reviewed-by|Acked-by|Tested-by|Cc|Change-Id): .*$", re.M
 )
@@ -44,16 +46,13 @@ def notebook(content: str) -> str | None:
     """
     document = _object(content)
     cells = document.get("cells") if isinstance(document, dict) else None
-    parts: list[str] = []
+    shown: list[Cell] = []
     for is_code, group in groupby(_cells(cells), key=lambda cell: cell.get("cell_type") == "code"):
         run = list(group)
-        text = _plain("\n".join(_joined(cell.get("source")) for cell in run))
-        if is_code:
-            output = _plain("".join(_outputs(run[-1].get("outputs")))[:_MAX_OUTPUT])
-            parts += ["<jupyter_code>", text, "<jupyter_output>", output or "<empty_output>"]
-        else:
-            parts += ["<jupyter_text>", text]
-    return "".join(["<jupyter_start>", *parts]) if parts else None
+        text = without_tags("\n".join(_joined(cell.get("source")) for cell in run))
+        output = without_tags("".join(_outputs(run[-1].get("outputs")))[:_MAX_OUTPUT]) if is_code else None
+        shown.append(Cell(text=text, output=output))
+    return write_notebook(shown) if shown else None
 
 
 def commit(before: str, message: str, after: str) -> str | None:
@@ -70,13 +69,12 @@ def commit(before: str, message: str, after: str) -> str | None:
         end += 1
     if max(len(old), len(new)) - same - end > _MAX_CHANGED_LINES:
         return None
-    return f"<commit_before>{before}<commit_msg>{message}<commit_after>{after}"
+    return write_commit(before, message, after)
 
 
 def changed_text(document: str) -> str:
     """What a commit's document says that its file does not: the message and the lines that differ."""
-    before, _, rest = document.removeprefix("<commit_before>").partition("<commit_msg>")
-    message, _, after = rest.partition("<commit_after>")
+    before, message, after = parse_commit(document) or ("", document, "")
     old, new = before.split("\n"), after.split("\n")
     differing = set(old) ^ set(new)
     return "\n".join([message, *(line for line in (*old, *new) if line in differing)])
@@ -103,11 +101,6 @@ def issues(export: str, name: str, *, has_pull_requests: bool = True) -> Iterato
         yield Issue(str(row.get("number", "")), repository, text) if text else None
 
 
-def holds_tags(*texts: str) -> bool:
-    """Whether a text spells one of the family's tags."""
-    return any(_TAG.search(text) for text in texts)
-
-
 def _object(text: str) -> object:
     """The JSON of a text; None: it is none."""
     try:
@@ -117,16 +110,19 @@ def _object(text: str) -> object:
 
 
 def _issue(row: Mapping[str, object]) -> str | None:
-    text = _talk(row, "<issue_start>", "<issue_comment>")
-    return text + "<issue_closed>" * (row.get("state") == "closed") if text else None
+    posts = _posts(row)
+    return write_issue(Talk(posts=posts, is_closed=row.get("state") == "closed")) if posts else None
 
 
 def _pull_request(row: Mapping[str, object], repository: str) -> str | None:
     """Source: arXiv 2402.19173, section 5: the proposal, its changes hunk by hunk, the talk, the end."""
     hunks = "".join(_changed_file(file) for file in _dicts(row.get("files")))
-    changes = f"<pr_status>opened<repo_name>{_plain(repository)}<pr_diff>{hunks}" if hunks else ""
-    text = _talk(row, "<pr>", "<pr_comment>", between=changes)
-    if text is None or row.get("state") != "closed":
+    changes = f"<pr_status>opened<repo_name>{without_tags(repository)}<pr_diff>{hunks}" if hunks else ""
+    posts = _posts(row)
+    if not posts:
+        return None
+    text = "<pr>" + "<pr_comment>".join([posts[0] + changes, *posts[1:]])
+    if row.get("state") != "closed":
         return text
     return f"{text}<pr_status>closed<pr_is_merged>{bool(row.get('merged_at'))}"
 
@@ -134,26 +130,27 @@ def _pull_request(row: Mapping[str, object], repository: str) -> str | None:
 def _changed_file(file: Mapping[str, object]) -> str:
     """A file of a pull request; "" without its hunks, which GitHub leaves out of large and binary ones."""
     hunks = [hunk for hunk in re.split(r"^(?=@@ )", str(file.get("patch") or ""), flags=re.M) if hunk.strip()]
-    shown = "".join(f"<pr_diff_hunk>{_plain(hunk)}" for hunk in hunks)
-    return f"<pr_file>{_plain(str(file.get('filename') or ''))}{shown}" if hunks else ""
+    shown = "".join(f"<pr_diff_hunk>{without_tags(hunk)}" for hunk in hunks)
+    return f"<pr_file>{without_tags(str(file.get('filename') or ''))}{shown}" if hunks else ""
 
 
-def _talk(row: Mapping[str, object], start: str, comment: str, between: str = "") -> str | None:
-    """Title, text and comments, whose people have no names; None without a title."""
+def _posts(row: Mapping[str, object]) -> tuple[str, ...]:
+    """Title and text, then the comments, with people under numbers instead of names; () without a title."""
     title, body = str(row.get("title") or "").strip(), str(row.get("body") or "").strip()
     people: dict[str, int] = {}
 
-    def said(who: Mapping[str, object], text: str) -> str:
+    def post(who: Mapping[str, object], text: str) -> str:
         number = people.setdefault(_login(who), len(people))
-        return f"username_{number}: {_plain(text.strip())}"
+        return f"username_{number}: {without_tags(text.strip())}"
 
     if not title:
-        return None
-    text = f"{start}Title: {_plain(title)}\n{said(row, body)}{between}"
-    text += "".join(f"{comment}{said(c, str(c.get('body') or ''))}" for c in _dicts(row.get("comments")))
+        return ()
+    posts = [f"Title: {without_tags(title)}\n{post(row, body)}"]
+    posts += [post(c, str(c.get("body") or "")) for c in _dicts(row.get("comments"))]
     for login in sorted((login for login in people if len(login) > 2), key=len, reverse=True):
-        text = re.sub(rf"@{re.escape(login)}\b", f"@username_{people[login]}", text)
-    return text
+        name, number = rf"@{re.escape(login)}\b", people[login]
+        posts = [re.sub(name, f"@username_{number}", text) for text in posts]
+    return tuple(posts)
 
 
 def _dicts(value: object) -> list[Mapping[str, object]]:
@@ -178,8 +175,3 @@ def _outputs(outputs: object) -> Iterator[str]:
 
 def _joined(source: object) -> str:
     return "".join(map(str, source)) if isinstance(source, list) else str(source or "")
-
-
-def _plain(text: str) -> str:
-    """The text, with a blank inside what spells a tag."""
-    return _TAG.sub(lambda match: f"< {match.group()[1:]}", text)

@@ -118,35 +118,31 @@ def family_tokens(
     Source: arXiv 2402.19173, section 5; bigcode-dataset: preprocessing/add_content_with_meta.py.
     """
     s, encode = tokenizer.sentinels, tokenizer.encode
-    name: str | None = None
+    open_repository: str | None = None  # whose document has not ended
     is_named = False
     for row, text in rows:
         rng = random.Random(f"layout {settings.seed} {row.repository} {row.path}")
+        is_continued = row.kind == "file" and s.file_sep is not None and row.repository == open_repository
+        if open_repository is not None and not is_continued:
+            yield [s.eos]
+            open_repository = None
         if row.kind != "file":
-            if name is not None and s.style == "starcoder2":
-                yield [s.eos]
-            name = None
             yield [*tokenizer.encode_with_special(text), s.eos]
-        elif s.style == "starcoder2":
-            assert s.file_sep is not None, "the style is told by it"
-            if row.repository != name:
-                if name is not None:
-                    yield [s.eos]
-                name, is_named = row.repository, rng.random() < settings.shown_rate
-                if is_named and s.repo_name is not None:
-                    yield [s.repo_name, *encode(name)]
-            yield [s.file_sep, *encode(f"{row.path}\n{text}" if is_named else text)]
+        elif s.file_sep is not None:
+            if not is_continued:
+                open_repository, is_named = row.repository, rng.random() < settings.shown_rate
+                if is_named:
+                    yield [*s.repository(encode, row.repository)]
+            yield s.file(encode, row.path if is_named else "", text)
         else:
-            known = s.style == "starcoder"
-            given = (
-                (s.repo_name if known else None, row.repository),
-                (s.filename if known else None, row.path),
-            )
-            shown = [(t, x) for t, x in given if t is not None and rng.random() < settings.shown_rate]
-            tags = [id for t, x in shown[:-1] for id in (t, *encode(x))]
-            last = [shown[-1][0], *encode(f"{shown[-1][1]}\n{text}")] if shown else encode(text)
-            yield [*tags, *last, s.eos]
-    if name is not None and s.style == "starcoder2":
+            given = {"repo": (s.repo_name, row.repository), "path": (s.filename, row.path)}
+            shown = {
+                name: value if tag is not None and rng.random() < settings.shown_rate else ""
+                for name, (tag, value) in given.items()
+            }
+            header = s.header(encode, repo=shown["repo"], path=shown["path"])
+            yield [*header.tags, *encode(header.line + text), s.eos]
+    if open_repository is not None:
         yield [s.eos]
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol, Self, get_type_hints
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, ValidationError
 from pydantic import create_model as _create_model
 
+from starcoder import layouts
 from starcoder.errors import CapacityError, StarcoderError
 from starcoder.prompts import MARKER, split_marker
 from starcoder.request import (
@@ -285,23 +286,22 @@ class CompletionFields(SamplingFields):
         )
 
     def prompt_request(self, text: str, params: SamplingParams, info: ServerInfo) -> CompletionRequest:
-        """The request for a raw prompt: one with sentinels is taken apart and built again.
+        """The request for a raw prompt: one in any family's sentinels is rebuilt for the loaded model.
 
-        Sentinels in no known layout, and with `trust_prompts` all, go to the model as they are.
+        The model's own sentinels in a layout that is not known, and all with `trust_prompts`, go to it as
+        they are.
         """
-        from starcoder.server import rawprompt
-
-        if not rawprompt.has_sentinels(text):
-            return self.infill(text, None, params)
-        parsed = None if info.trust_prompts else rawprompt.parse(text)
-        if parsed is None:
+        parsed = None if info.trust_prompts else layouts.parse(text)
+        if parsed is None and any(special in text for special in info.tokenizer.special_texts):
             return self.encoded(info.tokenizer.encode_with_special(text), params)
+        if parsed is None:
+            return self.infill(text, None, params)
         request = self.infill(parsed.prefix, parsed.suffix, params)
         return replace(  # path, repository and files of the body come before those in its prompt
             request,
             path=request.path or parsed.path,
             repo=request.repo or parsed.repo,
-            extras=request.extras or parsed.extras,
+            extras=request.extras or tuple(ContextFile(path=path, text=text) for path, text in parsed.files),
         )
 
     def encoded(self, tokens: list[int], params: SamplingParams) -> CompletionRequest:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from starcoder.errors import ConfigError
 from starcoder.files import read_jsonl
-from starcoder.prompts import FimLayout, join_fim
+from starcoder.layouts import FimOrder
 from starcoder.tokenizer import Tokenizer
 
 MAX_CHARACTERS_PER_TOKEN = 12  # an upper bound good enough to encode a window instead of a whole file
@@ -72,11 +72,13 @@ def _content(row: Mapping[str, object], number: int, path: Path) -> str:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Frame:
-    """What stands around a document's text: it is never infilled.
+    """What surrounds a document's text: it is never infilled.
 
-    `tags` come before the text, inside an infill's prefix; `lead` first characters of the text are a header.
+    `before` comes before an infill; `tags` come before the text, inside an infill's prefix; the first `lead`
+    characters of the text are a header.
     """
 
+    before: tuple[int, ...] = ()
     tags: tuple[int, ...] = ()
     lead: int = 0
     ends: bool = True  # end-of-text follows the document, and every middle
@@ -100,7 +102,8 @@ def cut_piece(
     End-of-text follows where the document ends, and after every infilled middle. The frame's tags and
     header belong to the first piece.
     """
-    tags = list(frame.tags) if start == 0 else []
+    before, tags = (list(frame.before), list(frame.tags)) if start == 0 else ([], [])
+    room -= len(before)
     eos = [tokenizer.sentinels.eos] if frame.ends else []
     is_infill = rng.random() < fim.rate
     slack = 8 if is_infill else 1  # four sentinels and end-of-text, and what encoding apart adds
@@ -109,10 +112,10 @@ def cut_piece(
     fixed = max(0, frame.lead - start)
     if is_infill and len(part) - fixed > 2:
         first, second = _hole(len(part), fixed, start, frame, fim, rng)
-        layout: FimLayout = "spm" if rng.random() < fim.spm_rate else "psm"
-        infill = _infill(part, (first, second), layout, room - len(tags), tokenizer, tags)
-        return Piece([*infill, *eos][:room], end)
-    return Piece([*tags, *tokens, *(eos if end == len(text) else [])], end)
+        order = tokenizer.sentinels.order("spm" if rng.random() < fim.spm_rate else "psm")
+        infill = _infill(part, (first, second), order, room - len(tags), tokenizer, tags)
+        return Piece([*before, *[*infill, *eos][:room]], end)
+    return Piece([*before, *tags, *tokens, *(eos if end == len(text) else [])], end)
 
 
 def _hole(
@@ -144,14 +147,14 @@ def _cut(text: str, start: int, limit: int, tokenizer: Tokenizer) -> tuple[str, 
 
 
 def _infill(
-    part: str, hole: tuple[int, int], layout: FimLayout, room: int, tokenizer: Tokenizer, tags: list[int]
+    part: str, hole: tuple[int, int], order: FimOrder, room: int, tokenizer: Tokenizer, tags: list[int]
 ) -> list[int]:
     first, second = hole
     prefix, middle, suffix = (tokenizer.encode(x) for x in (part[:first], part[first:second], part[second:]))
     over = len(prefix) + len(middle) + len(suffix) + 4 - room
     if over > 0:  # rare: encoding the parts apart took more tokens than the slack
         suffix = suffix[: max(0, len(suffix) - over)]
-    return [*join_fim(layout, [*tags, *prefix], suffix, tokenizer.sentinels), *middle]
+    return [*tokenizer.sentinels.infill(order, [*tags, *prefix], suffix), *middle]
 
 
 def syntax_spans(text: str) -> tuple[tuple[int, int], ...]:

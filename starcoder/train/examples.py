@@ -7,7 +7,7 @@ answer, and dialogues. End-of-text is learnt once, where a document ends.
 import random
 import string
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 from starcoder.errors import ConfigError
@@ -20,6 +20,7 @@ from starcoder.train.sources import Row, Shape
 Layout = Literal["auto", "plain", "file", "repository"]
 
 _TAGGED = ("notebook", "commit", "issue")  # kinds of `starcoder prepare` that hold tags on purpose
+_HEADER_COLUMNS = {"repo": "repository", "path": "path", "stars": "stars"}
 QUESTION = "Question: {prompt}\n\nAnswer: {completion}"
 
 
@@ -88,7 +89,7 @@ class Code:
         self, text: str, frame: Frame, room: int, rng: random.Random
     ) -> Iterator[tuple[list[int], bool]]:
         spans = self._spans(text[frame.lead :], frame.lead)
-        frame = Frame(tags=frame.tags, lead=frame.lead, ends=frame.ends, spans=spans)
+        frame = replace(frame, spans=spans)
         start = 0
         while start < len(text):
             piece = cut_piece(text, start, room, self.tokenizer, self.fim, rng, frame)
@@ -102,20 +103,17 @@ class Code:
 
     def _named(self, row: Row, text: str, rng: random.Random) -> tuple[str, Frame]:
         """One file with its repository and path in front, each as often as `metadata_rate` says."""
-        s, encode = self.tokenizer.sentinels, self.tokenizer.encode
-        repository, path, stars = (_text(row, name) for name in ("repository", "path", "stars"))
-        if s.file_sep is not None:
-            if not path or rng.random() >= self.metadata_rate:
-                return text, PLAIN
-            named = (s.repo_name, *encode(repository)) if s.repo_name is not None and repository else ()
-            return f"{path}\n{text}", Frame(tags=(*named, s.file_sep), lead=len(path) + 1)
-        given = ((s.repo_name, repository), (s.filename, path), (s.gh_stars, stars))
-        shown = [(t, x) for t, x in given if t is not None and x and rng.random() < self.metadata_rate]
-        if not shown:
+        sentinels, encode = self.tokenizer.sentinels, self.tokenizer.encode
+        given = {name: _text(row, column) for name, column in _HEADER_COLUMNS.items()}
+        if sentinels.layout.header == "tags":
+            given = {name: x if x and rng.random() < self.metadata_rate else "" for name, x in given.items()}
+        elif not given["path"] or rng.random() >= self.metadata_rate:
             return text, PLAIN
-        *first, (tag, line) = shown
-        tags = (*(id for t, x in first for id in (t, *encode(x))), tag)
-        return f"{line}\n{text}", Frame(tags=tags, lead=len(line) + 1)
+        header = sentinels.header(encode, repo=given["repo"], path=given["path"], stars=given["stars"])
+        if not header.shown:
+            return text, PLAIN
+        before = (*header.repository, *header.file)
+        return header.line + text, Frame(before=before, tags=header.tags, lead=len(header.line))
 
     def _repository(self, row: Row, room: int, rng: random.Random) -> Iterator[Example]:
         """All files of one repository in random order; end-of-text once, after the last."""
@@ -124,9 +122,7 @@ class Code:
         files = list(_files(row, self.column))
         rng.shuffle(files)
         is_named = rng.random() < self.metadata_rate
-        named = (
-            [s.repo_name, *encode(_text(row, "repository"))] if is_named and s.repo_name is not None else []
-        )
+        named = [*s.repository(encode, _text(row, "repository"))] if is_named else []
         named = named if 4 * len(named) <= room else []
         fim = self.fim if rng.random() < 0.5 else FimSettings(rate=0)
         out = list(named)

@@ -155,12 +155,9 @@ def _prompt(row: dict[str, Any], column: str, tokenizer: Tokenizer) -> list[int]
     tokens = tokenizer.encode(str(row[column]))
     if not row.get("suffix"):
         return tokens or [tokenizer.sentinels.eos]
-    marks = tokenizer.sentinels
-    fim = (marks.fim_prefix, marks.fim_suffix, marks.fim_middle)
-    if None in fim:
-        raise ConfigError("the rows have a suffix, and the model has no infilling tokens")
-    start, middle, end = (mark for mark in fim if mark is not None)
-    return [start, *tokens, middle, *tokenizer.encode(str(row["suffix"])), end]
+    return tokenizer.sentinels.infill(
+        tokenizer.sentinels.order("psm"), tokens, tokenizer.encode(str(row["suffix"]))
+    )
 
 
 def _column(row: dict[str, Any], names: Sequence[str]) -> str:

@@ -5,30 +5,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from starcoder.files import copy_model_files, write_whole
+from starcoder.layouts import FAMILIES
 from starcoder.tokenizer import Tokenizer
-
-# Source: bigcode/starcoder's tokenizer, serving facts in its tokenizer_config.json.
-SPECIAL_TOKENS = (
-    "<|endoftext|>",
-    "<fim_prefix>",
-    "<fim_middle>",
-    "<fim_suffix>",
-    "<fim_pad>",
-    "<filename>",
-    "<gh_stars>",
-    "<issue_start>",
-    "<issue_comment>",
-    "<issue_closed>",
-    "<jupyter_start>",
-    "<jupyter_text>",
-    "<jupyter_code>",
-    "<jupyter_output>",
-    "<empty_output>",
-    "<commit_before>",
-    "<commit_msg>",
-    "<commit_after>",
-    "<reponame>",
-)
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path, max_length: int) -> None:
@@ -46,14 +24,14 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path, max_len
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=list(SPECIAL_TOKENS),
+        special_tokens=list(FAMILIES["starcoder"].special_tokens),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
-    end = SPECIAL_TOKENS[0]
+    end = FAMILIES["starcoder"].special_tokens[0]
     config = {
         "tokenizer_class": "GPT2TokenizerFast",
         "bos_token": end,
@@ -63,7 +41,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path, max_len
         "add_prefix_space": False,
         "clean_up_tokenization_spaces": False,
         "model_max_length": max_length,
-        "additional_special_tokens": list(SPECIAL_TOKENS[1:]),
+        "additional_special_tokens": list(FAMILIES["starcoder"].special_tokens[1:]),
     }
     write_whole(folder / "tokenizer_config.json", json.dumps(config, indent=1) + "\n")
 

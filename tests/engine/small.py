@@ -8,8 +8,8 @@ from starcoder.config import ModelConfig
 from starcoder.engine.cache import bytes_per_token
 from starcoder.engine.engine import Engine
 from starcoder.engine.settings import EngineSettings
+from starcoder.layouts import Sentinels
 from starcoder.model import Transformer, causal
-from starcoder.prompts import Sentinels
 from starcoder.request import CompletionRequest, SamplingParams
 
 VOCAB = 97

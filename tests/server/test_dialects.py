@@ -7,6 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from starcoder.layouts import FAMILIES
 from starcoder.request import Completion, CompletionRequest, SamplingParams, Usage
 from starcoder.server import chat, llamacpp, ollama, openai, tabby, tgi, transport
 from starcoder.server.codec import ServerInfo
@@ -295,3 +296,26 @@ def test_every_sampling_field_exists_once_and_reaches_every_dialect():
     for body in [*bodies, tabby.TabbyCompletionBody]:
         assert names <= body.model_fields.keys()
         assert names.isdisjoint(vars(body).get("__annotations__", {})), body
+
+
+def test_a_malformed_prompt_is_mended_and_a_trusted_one_is_not(start):
+    wrong = {"prompt": "<file_sep>p.py\n<fim_prefix>a = <fim_suffix>\nb\n<fim_middle>", "max_tokens": 2}
+    with start() as running:
+        mended = running.post("/v1/fim/render", wrong).json()
+    with start(trust_prompts=True) as running:
+        trusted = running.post("/v1/fim/render", wrong).json()
+    assert mended["text"] == "<file_sep><fim_prefix>p.py\na = <fim_suffix>\nb\n<fim_middle>"
+    assert trusted["text"] == wrong["prompt"]
+
+
+@pytest.mark.parametrize("name", ["qwen2.5-coder", "deepseek-coder", "seed-coder", "codellama", "codestral"])
+def test_a_prompt_in_another_familys_sentinels_is_rebuilt_for_the_model(start, name):
+    row = FAMILIES[name]
+    if row.psm is not None:
+        text = f"{row.pre}a = {row.suf}\nb\n{row.mid}"
+    else:
+        text = f"{row.suf}\nb\n{row.pre}a = {row.mid or ''}"
+    with start() as running:
+        rebuilt = running.post("/v1/fim/render", {"prompt": text, "max_tokens": 2}).json()
+    assert rebuilt["text"].startswith("<fim_prefix>a =")
+    assert rebuilt["text"].endswith("<fim_suffix>\nb\n<fim_middle>")

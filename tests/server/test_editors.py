@@ -128,7 +128,7 @@ class TestLlamaVim:
 
     def test_a_model_without_sentinels_says_so(self, start, weights, tmp_path):
         reply = {"code": 501, "type": "server_error"}
-        from starcoder.prompts import Sentinels
+        from starcoder.layouts import Sentinels
         from starcoder.server import llamacpp
         from starcoder.server.codec import HTTPError, ServerInfo
 

@@ -344,3 +344,12 @@ def test_commits_stand_beside_a_starcoder2_repository_not_in_it() -> None:
     first, second = by_repository(rows)
     assert [f["path"] for f in first["files"]] == ["a.py", "b.py"]
     assert second is rows[1]
+
+
+def test_a_starcoder2_files_repository_and_separator_come_before_its_infill(v2: Tokenizer) -> None:
+    """As a prompt has them: only the path's line is inside the prefix."""
+    row = {"content": "x = 1\ny = 2\n" * 4, "repository": "me/r", "path": "a.py"}
+    fim = FimSettings(rate=1, spm_rate=0)
+    (example,) = make(v2, row, CODE, fim=fim, layout="file", metadata_rate=1.0)
+    text = v2.decode(example.tokens)
+    assert text.startswith("<repo_name>me/r<file_sep><fim_prefix>a.py\n")
