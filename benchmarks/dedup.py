@@ -22,7 +22,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 from starcoder.prepare import secrets, shingles
-from starcoder.prepare.dedup import DedupSettings, find_duplicates
+from starcoder.prepare.dedup import find_duplicates
+from starcoder.prepare.settings import DedupSettings
 
 PEER = """
 import json, re, sys, time

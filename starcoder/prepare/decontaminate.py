@@ -28,13 +28,13 @@ class Benchmarks:
     share: float
 
     @classmethod
-    def read(cls, files: tuple[str, ...], share: float) -> "Benchmarks":
+    def read(cls, files: tuple[Path, ...], share: float) -> "Benchmarks":
         """Texts of JSON and JSONL files (every string of at least 40 characters in them) and of other files.
 
         Raises:
             ConfigError: a file cannot be read.
         """
-        found = [" ".join(text.split()) for file in files for text in _texts(Path(file))]
+        found = [" ".join(text.split()) for file in files for text in _texts(file)]
         texts = tuple(dict.fromkeys(text for text in found if len(text) >= _MIN_WHOLE))
         grams = tuple(shingles(text.encode(), GRAM) for text in texts)
         every = np.unique(np.concatenate(grams)) if grams else np.empty(0, np.uint32)

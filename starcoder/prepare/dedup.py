@@ -19,47 +19,13 @@ from typing import BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from starcoder.errors import ConfigError
+from starcoder.prepare.settings import DedupSettings
 from starcoder.prepare.shingles import Hashes, Indexes, Signer, common, shingles
 
 Keys = npt.NDArray[np.uint64]
 
 _BATCH_CHARACTERS = 1 << 20
-_RECALL = 0.99  # of the bands, at the threshold itself
 _MAX_STAYING = 64  # documents of a bucket that later ones are compared with
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DedupSettings:
-    """When two documents are the same. Validated when made: `ConfigError` names the field.
-
-    Source of the defaults: the StarCoder paper's near-deduplication, arXiv 2305.06161 section 3.
-    """
-
-    threshold: float = 0.7  # Jaccard of the shingle sets from which on documents are near-duplicates
-    num_permutations: int = 256
-    shingle_tokens: int = 5
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0.1 <= self.threshold <= 1:
-            raise ConfigError(f"threshold is {self.threshold}; expected between 0.1 and 1")
-        if not 16 <= self.num_permutations <= 4096:
-            raise ConfigError(f"num_permutations is {self.num_permutations}; expected 16 to 4096")
-        if not 1 <= self.shingle_tokens <= 100:
-            raise ConfigError(f"shingle_tokens is {self.shingle_tokens}; expected 1 to 100")
-
-    @property
-    def rows(self) -> int:
-        """Numbers of a band: as many as still let documents at the threshold meet, so few others do."""
-        for rows in range(min(20, self.num_permutations), 1, -1):
-            if 1 - (1 - self.threshold**rows) ** (self.num_permutations // rows) >= _RECALL:
-                return rows
-        return 1
-
-    @property
-    def num_bands(self) -> int:
-        return self.num_permutations // self.rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +137,7 @@ def compare(
     staying: dict[int, list[int]] = {}  # per bucket
     for document, buckets in _meetings(keys, np.flatnonzero(~is_exact & (sizes > 0))):
         others = np.array(sorted({other for one in buckets for other in staying.get(one, ())}), np.int64)
-        similar = _most_similar(document, others, settings.threshold, pool, bounds)
+        similar = _most_similar(document, others, settings.similarity, pool, bounds)
         if similar is not None:
             original[document] = similar
             continue

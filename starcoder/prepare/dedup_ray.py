@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from starcoder.errors import MissingExtraError
-from starcoder.prepare.dedup import DedupSettings, Duplicates, Fingerprints, compare_all, fingerprint
+from starcoder.prepare.dedup import Duplicates, Fingerprints, compare_all, fingerprint
+from starcoder.prepare.settings import DedupSettings
 from starcoder.prepare.shingles import Signer
 from starcoder.prepare.taking import compared_texts, read_batch
 

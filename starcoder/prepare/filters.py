@@ -35,19 +35,30 @@ class FilterSettings:
     """The filters' thresholds, by their names. Validated when made: `ConfigError` names the field."""
 
     min_characters: int = 1
-    line_count: int = 100_000  # lines at most
-    line_max: int = 1000  # characters of the longest line at most; not for prose and markup
-    line_mean: float = 100.0  # characters of a line on average at most; not for prose and markup
-    alphanum: float = 0.25  # share of letters and digits at least
-    alpha: float = 0.25  # share of letters at least; not for languages of tables and signs
-    encoded: float = 0.5  # share of base64, hex or \u data at most; no run of 1,024 characters of it
-    html: float = 0.2  # share of visible text in HTML at least, and 100 characters of it
-    json_yaml: int = 5000  # characters of JSON and YAML at most; 50 at least
-    xml: bool = True  # drop what begins as XML
-    skip: frozenset[str] = frozenset()  # names of filters not to use
+    """Minimum number of characters of a file."""
+    line_count: int = 100_000
+    """Maximum number of lines."""
+    line_max: int = 1000
+    """Maximum length of a line in characters; not for prose and markup."""
+    line_mean: float = 100.0
+    """Maximum mean length of the lines in characters; not for prose and markup."""
+    alphanum: float = 0.25
+    """Minimum share of letters and digits."""
+    alpha: float = 0.25
+    """Minimum share of letters; not for languages of tables and symbols."""
+    encoded: float = 0.5
+    """Maximum share of base64, hex or \\u data; runs of 1,024 characters of it are always too many."""
+    html: float = 0.2
+    """Minimum share of visible text in HTML, which also needs 100 characters of it."""
+    json_yaml: int = 5000
+    """Maximum number of characters of JSON and YAML; the minimum is 50."""
+    xml: bool = True
+    """Drop files that begin as XML."""
+    skip_filter: frozenset[str] = frozenset()
+    """Name of a filter not to apply, such as json_yaml; may be given several times."""
 
     def __post_init__(self) -> None:
-        for name in sorted(self.skip - NAMES):
+        for name in sorted(self.skip_filter - NAMES):
             raise ConfigError(f"there is no filter {name!r}", f"the filters are {', '.join(sorted(NAMES))}")
         for field in fields(self):
             value = getattr(self, field.name)
@@ -58,7 +69,7 @@ class FilterSettings:
 def reason_to_drop(content: str, language: str, settings: FilterSettings = FilterSettings()) -> str | None:
     """The name of the first filter that drops the file; None: it stays."""
     for name, drops in _FILTERS.items():
-        if name not in settings.skip and drops(content, language, settings):
+        if name not in settings.skip_filter and drops(content, language, settings):
             return name
     return None
 

@@ -45,7 +45,7 @@ def list_inputs(settings: PrepareSettings, clones: Path) -> list[Listing]:
             raise ConfigError(f"{name!r} has no revision {revision!r}", "name a branch, tag or commit")
         found += _list_repository(folder, revision, name, settings)
     for export in settings.issues:
-        found += _list_issues(Path(export), settings)
+        found += _list_issues(export, settings)
     return _named_apart(found)
 
 

@@ -63,6 +63,8 @@ def prepare(
         ConfigError: inputs that are not there, an output folder that holds something else, or no document
             that stays.
     """
+    if not settings.inputs and not settings.issues:
+        raise ConfigError("there is nothing to prepare", "name folders, repositories or their URLs")
     shards.require_pyarrow()
     taker = Taker.of(settings)
     style = taker.tokenizer.sentinels.style
@@ -144,8 +146,12 @@ def _open(settings: PrepareSettings, output: Path) -> Path | None:
 def _fingerprint(settings: PrepareSettings) -> str:
     """A name of everything that the result depends on, but the inputs' state."""
     document = asdict(replace(settings, workers=1, ray=False))
-    text = json.dumps([FORMAT, document], sort_keys=True, default=sorted)
+    text = json.dumps([FORMAT, document], sort_keys=True, default=_plain)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _plain(value: object) -> object:
+    return sorted(value) if isinstance(value, frozenset) else str(value)
 
 
 def _listed(settings: PrepareSettings, work: Path) -> list[Listing]:

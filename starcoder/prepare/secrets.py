@@ -66,12 +66,14 @@ _REPEATED = 8  # characters from which on other occurrences of a secret are mask
 class SecretSettings:
     """What is looked for. Validated when made: `ConfigError` names the field."""
 
-    leave: frozenset[str] = frozenset()  # kinds that stay in the text, such as "email" or "ip"
-    detect_secrets: bool = False  # detect-secrets looks as well (extra `prepare`; much slower)
+    leave_secrets: frozenset[str] = frozenset()
+    """Kind of secret not to mask, such as email or ip; may be given several times."""
+    detect_secrets: bool = False
+    """Search with detect-secrets as well, from the extra `prepare`; much slower."""
 
     def __post_init__(self) -> None:
-        for kind in sorted(self.leave - set(KINDS)):
-            raise ConfigError(f"leave has {kind!r}; expected kinds among {', '.join(KINDS)}")
+        for kind in sorted(self.leave_secrets - set(KINDS)):
+            raise ConfigError(f"leave_secrets has {kind!r}; expected kinds among {', '.join(KINDS)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +96,7 @@ def find(text: str, settings: SecretSettings = SecretSettings()) -> tuple[Findin
     found += find_personal(text, lower)
     if settings.detect_secrets:
         found += _find_by_detect_secrets(text)
-    wanted = [finding for finding in found if finding.kind not in settings.leave]
+    wanted = [finding for finding in found if finding.kind not in settings.leave_secrets]
     return tuple(_merged([*wanted, *_repeated(text, wanted)]))
 
 

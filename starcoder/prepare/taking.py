@@ -76,8 +76,8 @@ class Taker:
     @classmethod
     def of(cls, settings: PrepareSettings) -> "Taker":
         """Raises: ConfigError: a benchmark cannot be read. CheckpointError: the tokenizer cannot."""
-        tokenizer = Tokenizer.load(Path(settings.tokenizer) if settings.tokenizer else bundled())
-        return cls(settings, tokenizer, Benchmarks.read(settings.benchmarks, settings.contamination))
+        tokenizer = Tokenizer.load(settings.tokenizer or bundled())
+        return cls(settings, tokenizer, Benchmarks.read(settings.benchmark, settings.contamination))
 
     def take(self, repository: Repository, items: tuple[Item, ...], target: Path) -> None:
         """Write `target`.bin with the texts and then, as the sign that all is there, `target`.json."""
@@ -107,7 +107,7 @@ class Taker:
             return document
         license = license_of_header(document.content) if item.kind == "file" else None
         license = license or license_of_path(item.path, repository.licenses)
-        if not is_wanted(license, self.settings.allow_licenses, self.settings.deny_licenses):
+        if not is_wanted(license, self.settings.allow_license, self.settings.deny_license):
             return "license"
         if self.benchmarks.holds_any_of(document.content):
             return "contaminated by a benchmark"

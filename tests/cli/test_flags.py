@@ -15,7 +15,7 @@ from starcoder.cli.flags import Section, field_help, with_flags
 from starcoder.errors import ConfigError
 
 PACKAGE = Path(starcoder.__file__).parent
-NOT_YET = {"evaluate.py", "finetune.py", "prepare.py"}
+NOT_YET = {"evaluate.py", "finetune.py"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -164,13 +164,13 @@ def test_licenses_by_header_and_nearest_folder():
 def test_filters_drop_by_name(content, language, name):
     assert reason_to_drop(content, language) == name
     if name:
-        assert reason_to_drop(content, language, FilterSettings(skip=NAMES)) is None
+        assert reason_to_drop(content, language, FilterSettings(skip_filter=NAMES)) is None
 
 
 def test_filter_names_are_the_filters():
     assert frozenset(_FILTERS) == NAMES
     with pytest.raises(ConfigError, match="no filter 'line_maxx'"):
-        FilterSettings(skip=frozenset({"line_maxx"}))
+        FilterSettings(skip_filter=frozenset({"line_maxx"}))
 
 
 def test_notebooks_become_cells():
@@ -274,7 +274,7 @@ def test_benchmarks_are_found_whole_and_by_grams(tmp_path):
     problem = " ".join(f"word{n}" for n in range(60))
     path = tmp_path / "bench.jsonl"
     path.write_text(json.dumps({"task": problem, "tests": ["assert f(1) == 2 and g(3) == 4 or h(5)"]}) + "\n")
-    benchmarks = Benchmarks.read((str(path),), 0.5)
+    benchmarks = Benchmarks.read((path,), 0.5)
     assert benchmarks.holds_any_of(f"before\n{problem.replace(' ', chr(10))}\nafter")
     assert benchmarks.holds_any_of(" ".join(problem.split()[:45]))
     assert not benchmarks.holds_any_of(" ".join(problem.split()[:20]))
@@ -347,7 +347,7 @@ def test_revisions_may_have_slashes_and_must_be_there(tmp_path):
 
 
 def test_santacoder_has_no_tags_for_talk_and_cells():
-    with pytest.raises(ConfigError, match="no commits and no issues"):
+    with pytest.raises(ConfigError, match="not trained on commits or issues"):
         PrepareSettings(inputs=("x",), family="santacoder", commits=True)
 
 

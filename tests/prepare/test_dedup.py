@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from starcoder.errors import ConfigError
 from starcoder.prepare import shingles as shingling
-from starcoder.prepare.dedup import DedupSettings, find_duplicates
+from starcoder.prepare.dedup import find_duplicates
+from starcoder.prepare.settings import DedupSettings
 
 NUM_DOCUMENTS = 5000
 THRESHOLD = 0.7
@@ -196,7 +197,7 @@ def test_the_scratch_folder_is_left_empty(tmp_path, documents):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("values", [{"threshold": 0.0}, {"num_permutations": 1}, {"shingle_tokens": 0}])
+@pytest.mark.parametrize("values", [{"similarity": 0.0}, {"num_permutations": 1}, {"shingle_tokens": 0}])
 def test_settings_that_cannot_be_are_refused(values):
     with pytest.raises(ConfigError, match=next(iter(values))):
         DedupSettings(**values)
@@ -204,6 +205,6 @@ def test_settings_that_cannot_be_are_refused(values):
 
 @pytest.mark.parametrize("threshold", [0.5, 0.7, 0.8, 0.9])
 def test_bands_let_documents_at_the_threshold_meet(threshold):
-    settings = DedupSettings(threshold=threshold)
+    settings = DedupSettings(similarity=threshold)
     assert 1 - (1 - threshold**settings.rows) ** settings.num_bands >= 0.99
     assert settings.rows * settings.num_bands <= settings.num_permutations

@@ -19,10 +19,9 @@ from starcoder.errors import ConfigError
 from starcoder.files import bundled
 from starcoder.prepare import attribution, card
 from starcoder.prepare.attribution_data import documents_of
-from starcoder.prepare.dedup import DedupSettings
 from starcoder.prepare.pipeline import prepare, read_figures
 from starcoder.prepare.secrets import mask
-from starcoder.prepare.settings import PrepareSettings
+from starcoder.prepare.settings import DedupSettings, PrepareSettings
 from starcoder.tokenizer import Tokenizer
 from tests.prepare.planting import plants
 from tests.prepare.repositories import git
@@ -263,7 +262,7 @@ def test_secrets_and_benchmarks_are_in_no_file(tree, tmp_path):
     (tmp_path / "bench.jsonl").write_text(json.dumps({"prompt": problem}) + "\n")
     settings = PrepareSettings(
         inputs=(str(tree),),
-        benchmarks=(str(tmp_path / "bench.jsonl"),),
+        benchmark=(tmp_path / "bench.jsonl",),
         family="starcoder",
         pack_tokens=64,
     )
@@ -282,7 +281,7 @@ def test_planted_secrets_are_in_no_output_log_card_or_index(num, tmp_path, caplo
     for number, plant in enumerate(planted):
         (tmp_path / "code").mkdir(exist_ok=True)
         (tmp_path / "code" / f"file{number}.py").write_text(plant.text)
-    settings = PrepareSettings(inputs=(str(tmp_path / "code"),), dedup=DedupSettings(threshold=1.0))
+    settings = PrepareSettings(inputs=(str(tmp_path / "code"),), dedup=DedupSettings(similarity=1.0))
     figures = prepare(settings, tmp_path / "out")
     attribution.build(documents_of(tmp_path / "out"), tmp_path / "out" / "attribution")
     assert figures["num_documents"] == num - sum(figures["dropped"].values())
@@ -400,9 +399,7 @@ def test_secrets_of_messages_and_issues_are_not_even_in_unfinished_work(reposito
     git(repository, "commit", "-qam", f"Use the key {secret} for the limit")
     issue = {"title": "The key", "body": f"{secret} works no more since the last update", "number": 7}
     (tmp_path / "issues.json").write_text(json.dumps([issue]))
-    settings = PrepareSettings(
-        inputs=(str(repository),), issues=(str(tmp_path / "issues.json"),), commits=True
-    )
+    settings = PrepareSettings(inputs=(str(repository),), issues=(tmp_path / "issues.json",), commits=True)
     with monkeypatch.context() as patch:
         patch.setattr(pipeline, "find_duplicates", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):

@@ -49,7 +49,7 @@ def test_the_standard_library_is_hardly_touched():
     for path in files[::2]:
         text = path.read_text("utf-8", "replace")
         num_lines += text.count("\n")
-        found.update(mask(text, SecretSettings(leave=frozenset({"email", "name"}))).found)
+        found.update(mask(text, SecretSettings(leave_secrets=frozenset({"email", "name"}))).found)
     assert num_lines > 50_000
     assert found.total() <= num_lines / 1000, found
 
@@ -113,11 +113,11 @@ def test_positions_hold_where_lower_case_is_longer():
 
 def test_kinds_can_be_left_alone():
     text = 'mail = "bob@corp.io"\npassword = "hunter2"\n'
-    left = mask(text, SecretSettings(leave=frozenset({"email"})))
+    left = mask(text, SecretSettings(leave_secrets=frozenset({"email"})))
     assert left.text == 'mail = "bob@corp.io"\npassword = "<PASSWORD>"\n'
     assert left.found == {"password": 1}
     with pytest.raises(ConfigError, match="expected kinds among"):
-        SecretSettings(leave=frozenset({"nonesuch"}))
+        SecretSettings(leave_secrets=frozenset({"nonesuch"}))
     assert {"email", "ip", "name", "private_key"} <= set(KINDS)
 
 
