@@ -91,7 +91,7 @@ def peak_bytes(case: Case) -> int:
 
     torch.set_num_threads(1)
     from starcoder.adapters import AdapterSettings
-    from starcoder.checkpoint.adapting import add_adapter
+    from starcoder.checkpoint.adapter import add_adapter
     from starcoder.model import Transformer
     from starcoder.quantize import quantize
     from starcoder.train import optimizer as optim

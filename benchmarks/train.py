@@ -78,7 +78,7 @@ def ours(name: str, folder: Path, steps: int) -> dict[str, Any]:
 
     from starcoder import checkpoint
     from starcoder.adapters import AdapterSettings
-    from starcoder.checkpoint.adapting import add_adapter
+    from starcoder.checkpoint.adapter import add_adapter
     from starcoder.tokenizer import Tokenizer
     from starcoder.train import loop
     from starcoder.train.bins import PackedExamples

@@ -4,14 +4,13 @@ No code of a checkpoint ever runs and nothing is unpickled but tensors: weights 
 files through `torch.load(weights_only=True)`; besides them only `config.json` and the index are read.
 """
 
-from starcoder.checkpoint.adapting import add_adapter, load_adapter
+from starcoder.checkpoint.adapter import add_adapter, load_adapter
 from starcoder.checkpoint.gguf import GgufReport, GgufType, export_gguf
 from starcoder.checkpoint.hub import BUNDLED, push, resolve, resolve_adapter, resolve_config, resolve_text
-from starcoder.checkpoint.merging import MergeReport, merge_folder
+from starcoder.checkpoint.merge import MergeReport, merge_folder
 from starcoder.checkpoint.packed import scheme_of
-from starcoder.checkpoint.quantizing import quantize_folder
-from starcoder.checkpoint.reading import load, quantize, read_config
-from starcoder.checkpoint.writing import save
+from starcoder.checkpoint.reader import load, quantize, read_config
+from starcoder.checkpoint.writer import quantize_folder, save
 
 __all__ = ["BUNDLED", "GgufReport", "GgufType", "MergeReport", "add_adapter", "export_gguf", "load"]
 __all__ += ["load_adapter", "merge_folder", "push", "quantize", "quantize_folder", "read_config", "resolve"]

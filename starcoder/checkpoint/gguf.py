@@ -16,7 +16,7 @@ from torch import Tensor
 from starcoder.checkpoint.files import read_json
 from starcoder.checkpoint.hub import resolve
 from starcoder.checkpoint.packed import scheme_of
-from starcoder.checkpoint.reading import load
+from starcoder.checkpoint.reader import load
 from starcoder.config import ModelConfig
 from starcoder.errors import CheckpointError, ConfigError, MissingExtraError
 from starcoder.files import replace_atomically

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from starcoder import checkpoint
 from starcoder.adapters import Adapter
-from starcoder.checkpoint.adapting import add_adapter
+from starcoder.checkpoint.adapter import add_adapter
 from starcoder.errors import ConfigError
 from starcoder.model import Transformer
 from starcoder.tokenizer import Tokenizer

@@ -79,7 +79,7 @@ def test_a_failed_save_leaves_the_good_files(folder, monkeypatch):
             raise OSError(28, "No space left on device")
         save_file(tensors, path, **options)
 
-    monkeypatch.setattr("starcoder.checkpoint.writing.save_file", fail_at_the_third_shard)
+    monkeypatch.setattr("starcoder.checkpoint.writer.save_file", fail_at_the_third_shard)
     with pytest.raises(OSError, match="No space left"):
         checkpoint.save(make_model("starcoder2"), folder, max_shard_bytes=50_000)
 

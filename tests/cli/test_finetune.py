@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from starcoder import checkpoint
-from starcoder.checkpoint.adapting import load_adapter
+from starcoder.checkpoint.adapter import load_adapter
 from starcoder.cli import build, main
 from starcoder.cli.finetune import FinetuneOptions, _recipe
 from starcoder.model import causal

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from starcoder import checkpoint
-from starcoder.checkpoint import writing
+from starcoder.checkpoint import writer
 from starcoder.cli import main
 from starcoder.plan import weight_bytes
 
@@ -59,7 +59,7 @@ def test_a_failure_leaves_nothing_behind(folder, tmp_path, monkeypatch):
     def fail(*arguments: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(writing.packed, "write", fail)
+    monkeypatch.setattr(writer.packed, "write", fail)
     with pytest.raises(OSError, match="disk full"):
         checkpoint.quantize_folder(folder, tmp_path / "int8", "int8")
     assert list(tmp_path.iterdir()) == [folder]

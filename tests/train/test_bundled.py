@@ -10,7 +10,7 @@ from rich.console import Console
 import starcoder
 from starcoder import checkpoint
 from starcoder.adapters import AdapterSettings
-from starcoder.checkpoint.adapting import load_adapter
+from starcoder.checkpoint.adapter import load_adapter
 from starcoder.tokenizer import Tokenizer
 from starcoder.train import bins, finetune, loop, samples
 from starcoder.train.documents import FimSettings

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from starcoder.adapters import AdapterSettings
-from starcoder.checkpoint.adapting import add_adapter
+from starcoder.checkpoint.adapter import add_adapter
 from starcoder.model import Transformer
 from starcoder.train import losses
 from starcoder.train.keeping import _Keeper, _Recipe, keeping

@@ -10,7 +10,7 @@ import torch
 
 import starcoder
 from starcoder.adapters import AdapterSettings
-from starcoder.checkpoint.adapting import add_adapter
+from starcoder.checkpoint.adapter import add_adapter
 from starcoder.cli import main
 from starcoder.config import ModelConfig
 from starcoder.model import Transformer

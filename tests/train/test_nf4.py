@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from starcoder.adapters import AdapterSettings
-from starcoder.checkpoint.adapting import add_adapter
+from starcoder.checkpoint.adapter import add_adapter
 from starcoder.config import ModelConfig
 from starcoder.errors import ConfigError
 from starcoder.model import Transformer, causal

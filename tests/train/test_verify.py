@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from starcoder.adapters import AdapterSettings
-from starcoder.checkpoint.adapting import add_adapter
+from starcoder.checkpoint.adapter import add_adapter
 from starcoder.model import causal
 from starcoder.train import losses, verify
 from starcoder.train.packing import Batch, stack

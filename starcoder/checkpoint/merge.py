@@ -12,13 +12,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from starcoder.checkpoint.adapting import load_adapter
+from starcoder.checkpoint.adapter import load_adapter
 from starcoder.checkpoint.files import read_json
 from starcoder.checkpoint.hub import BUNDLED, resolve, resolve_adapter
 from starcoder.checkpoint.packed import scheme_of
-from starcoder.checkpoint.quantizing import require_free
-from starcoder.checkpoint.reading import load, unmergeable
-from starcoder.checkpoint.writing import save
+from starcoder.checkpoint.reader import load, unmergeable
+from starcoder.checkpoint.writer import require_free, save
 from starcoder.errors import CheckpointError, ConfigError
 from starcoder.files import copy_model_files, replace_atomically
 from starcoder.model import Transformer, causal

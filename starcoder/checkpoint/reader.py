@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from starcoder.checkpoint import packed
-from starcoder.checkpoint.adapting import load_adapter
+from starcoder.checkpoint.adapter import load_adapter
 from starcoder.checkpoint.files import DOWNLOAD_AGAIN, first_line, map_tensors, read_json, weight_files
 from starcoder.checkpoint.hub import resolve, resolve_adapter
 from starcoder.checkpoint.names import (

@@ -10,9 +10,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from starcoder.checkpoint import packed
+from starcoder.checkpoint.files import read_json
+from starcoder.checkpoint.hub import resolve
 from starcoder.checkpoint.names import is_interleaved, their_names, their_rows, with_prefix
-from starcoder.files import replace_atomically
+from starcoder.checkpoint.reader import quantize
+from starcoder.errors import ConfigError
+from starcoder.files import copy_model_files, replace_atomically
 from starcoder.model import Transformer
+from starcoder.quantize import Method, Report, Scheme
 
 # A shard is in memory twice while it is written.
 _MAX_SHARD_BYTES = 2_000_000_000
@@ -43,6 +48,31 @@ def save(
             config[packed.ENTRY] = packed.entry_of(model)
         replacement.write_json("config.json", config)
     replacement.remove_earlier()
+
+
+def quantize_folder(
+    model: str | Path | None, output: Path, scheme: Scheme, *, method: Method = "search"
+) -> Report:
+    """Write a quantized copy of a checkpoint to `output`, which appears when it is whole, or not at all.
+
+    Raises:
+        CheckpointError: as `load`.
+        ConfigError: the checkpoint is quantized already, or there is something at `output`.
+    """
+    require_free(output)
+    folder = resolve(model)
+    network, report = quantize(folder, scheme, method=method)
+    with replace_atomically(output) as part:
+        save(network, part, extra_config=read_json(folder / "config.json"))
+        copy_model_files(folder, part)
+        require_free(output)
+    return report
+
+
+def require_free(output: Path) -> None:
+    """Raises: ConfigError: there is something at `output`."""
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise ConfigError(f"there is something at '{output}' already", "give a folder that is new or empty")
 
 
 class _Replacement(ExitStack):
