@@ -18,6 +18,7 @@ from starcoder.errors import ConfigError, RequestError, StarcoderError
 from starcoder.request import CompletionRequest, SamplingParams
 
 if TYPE_CHECKING:
+    from starcoder.engine.intake import PreparedRequest
     from starcoder.engine.local import Model
     from starcoder.server.templates import ChatFormat
 
@@ -95,7 +96,7 @@ class Conversation:
         self.turns.append({"role": "user", "content": text})
         engine, answer = self.model.engine, ""
         try:
-            request_id = engine.add(self._request())
+            request_id = engine.enqueue(self._prepared())
             while not engine.is_idle:
                 for chunk in engine.step():
                     answer += chunk.text
@@ -108,17 +109,16 @@ class Conversation:
             else:
                 self.turns.pop()
 
-    def _request(self) -> CompletionRequest:
+    def _prepared(self) -> "PreparedRequest":
         from dataclasses import replace
 
         from starcoder.server.templates import encode
-        from starcoder.server.worker import fit
 
         tokens = tuple(encode(self.messages(), self.form, self.model.tokenizer))
         params = replace(self.params, stop=(*self.form.stop, *self.params.stop))
         request = CompletionRequest(tokens=tokens, sampling=params)
         try:
-            return fit(request, self.model.tokenizer, self.model.engine.context_length)
+            return self.model.engine.prepare(request, fit=True)
         except RequestError as error:
             raise RequestError(error.message, "/reset starts a new conversation") from None
 

@@ -14,7 +14,9 @@ from torch import Tensor
 
 from starcoder.config import ModelConfig
 from starcoder.engine.scheduler import Segment
-from starcoder.model import Attend
+from starcoder.engine.settings import EngineSettings
+from starcoder.errors import ConfigError
+from starcoder.model import Attend, Transformer
 
 
 class Cache:
@@ -29,7 +31,7 @@ class Cache:
         device: torch.device,
         dtype: torch.dtype,
     ):
-        self.config, self.block_size = config, block_size
+        self.config, self.num_blocks, self.block_size, self.device = config, num_blocks, block_size, device
         shape = config.num_layers, num_blocks, block_size, config.num_kv_heads, config.head_size
         # Not zeroed: the system gives pages when they are first written, so a large cache costs nothing yet.
         self._keys = torch.empty(shape, device=device, dtype=dtype)
@@ -134,13 +136,29 @@ class _Part:
         return out_KGTH.permute(2, 0, 1, 3).flatten(1, 2)
 
 
+def make_cache(model: Transformer, settings: EngineSettings) -> Cache:
+    """A cache of the settings' size, with the model's device and type.
+
+    Raises:
+        ConfigError: less memory than one block takes.
+    """
+    weight = model.norm.weight  # never quantized: its dtype is that of keys and values
+    cache_bytes = settings.cache_bytes
+    if cache_bytes is None:
+        cache_bytes = default_cache_bytes(model.config, weight.device, weight.dtype)
+    num_blocks = cache_bytes // (settings.block_size * bytes_per_token(model.config, weight.dtype))
+    if not num_blocks:
+        raise ConfigError(f"cache_bytes {cache_bytes} is less than one block", "give the cache more memory")
+    return Cache(model.config, num_blocks, settings.block_size, device=weight.device, dtype=weight.dtype)
+
+
 def bytes_per_token(config: ModelConfig, dtype: torch.dtype) -> int:
     """What the keys and values of one token take, over all layers."""
     return 2 * config.num_layers * config.num_kv_heads * config.head_size * dtype.itemsize
 
 
 def default_cache_bytes(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> int:
-    """Room for eight full contexts, or a quarter of the memory if that is less, but for one at least."""
+    """Eight full contexts, or a quarter of the memory if that is less, but one context at least."""
     context = config.max_positions * bytes_per_token(config, dtype)
     if device.type == "cuda":
         memory = torch.cuda.mem_get_info(device)[0]

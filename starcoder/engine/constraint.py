@@ -1,10 +1,11 @@
 """Structured output: which tokens may come next, so that a completion follows a JSON schema or a grammar.
 
 llguidance (extra `structured`) does the parsing. Limits: a completion that ends by `max_tokens` or a deadline
-is a beginning of what the grammar allows; a grammar is compiled in the engine's thread.
+is a beginning of what the grammar allows.
 """
 
 from collections import OrderedDict
+from threading import Lock
 from typing import TYPE_CHECKING
 
 import torch
@@ -44,31 +45,33 @@ class Constraint:
         return logits_V.masked_fill(~allowed_V.to(logits_V.device), float("-inf"))
 
     def accept(self, token: int) -> None:
-        """The sample goes on with this token."""
+        """Follow the sample to this token."""
         self._matcher.consume_token(token)
 
 
 class Grammars:
-    """Makes constraints for one vocabulary; what it knows of the vocabulary is made at the first use."""
+    """Makes constraints for one vocabulary, which is indexed at the first use."""
 
     def __init__(self, tokenizer: "Tokenizer"):
         self._tokenizer = tokenizer
         self._vocabulary: LLTokenizer | None = None
         self._compiled: OrderedDict[Grammar, LLMatcher] = OrderedDict()  # at their start, newest last
+        self._lock = Lock()
 
     def constraint(self, grammar: Grammar) -> Constraint:
-        """A constraint at its start.
+        """A constraint at its start. May be called from any thread.
 
         Raises:
             ConfigError: llguidance is not installed.
             RequestError: the grammar is not valid.
         """
-        if grammar not in self._compiled:
-            self._compiled[grammar] = self._compile(grammar)
-        self._compiled.move_to_end(grammar)
-        if len(self._compiled) > _MAX_COMPILED:
-            self._compiled.popitem(last=False)
-        return Constraint(self._compiled[grammar].deep_copy())
+        with self._lock:
+            if grammar not in self._compiled:
+                self._compiled[grammar] = self._compile(grammar)
+            self._compiled.move_to_end(grammar)
+            if len(self._compiled) > _MAX_COMPILED:
+                self._compiled.popitem(last=False)
+            return Constraint(self._compiled[grammar].deep_copy())
 
     def _compile(self, grammar: Grammar) -> "LLMatcher":
         """Raises: ConfigError, RequestError: as `constraint`."""

@@ -9,6 +9,9 @@ Source: Saxena 2023, apoorvumang/prompt-lookup-decoding: prompt lookup; here wit
 from collections import defaultdict
 from collections.abc import Sequence
 
+from starcoder.engine import scheduler
+from starcoder.engine.sampling import Draw
+
 # The longest match is sought among so many of the latest places, up to so many tokens back.
 _NUM_PLACES, _LONGEST_MATCH = 32, 16
 
@@ -104,3 +107,44 @@ class Drafts:
 
 def _average(before: float | None, new: float) -> float:
     return new if before is None else _MEMORY * before + (1 - _MEMORY) * new
+
+
+class Drafting:
+    """The drafts of all samples that decode greedily, and what they cost and bring."""
+
+    def __init__(self, max_tokens: int):
+        """`max_tokens` is the most that one draft may have; 0 is off."""
+        self._max_tokens = max_tokens
+        self._cost = Cost()
+        self._drafts: dict[scheduler.Sequence, Drafts] = {}
+        self.num_drafted = self.num_accepted = 0
+
+    def start(self, sequence: scheduler.Sequence, draw: Draw) -> None:
+        if self._max_tokens and draw.is_greedy:
+            self._drafts[sequence] = Drafts(self._max_tokens, self._cost)
+
+    def stop(self, sequence: scheduler.Sequence) -> None:
+        self._drafts.pop(sequence, None)
+
+    def propose(self, *, num_running: int) -> None:
+        """Give every sequence that is decoding a draft for the next step."""
+        for sequence, drafts in self._drafts.items():
+            if sequence.num_computed == len(sequence.tokens) - 1:
+                room = sequence.num_prompt + sequence.max_tokens - len(sequence.tokens) - 1
+                guess = drafts.propose(sequence.tokens, room, num_sequences=num_running)
+                sequence.draft = tuple(guess)
+
+    def measured(self, segments: Sequence[scheduler.Segment], seconds: float) -> None:
+        """Take note of how long a step took."""
+        [segment] = segments if len(segments) == 1 else [None]
+        if segment is not None and segment.is_last and segment.end - segment.start == segment.num_rows:
+            self._cost.measured(seconds, segment.num_rows - 1)
+
+    def learn(self, sequence: scheduler.Sequence, draft: Sequence[int], drawn: Sequence[int]) -> None:
+        """Take note of what was drawn after a draft: its right beginning, and one token more."""
+        self.num_drafted += len(draft)
+        self.num_accepted += len(drawn) - 1
+        sequence.draft = ()
+        drafts = self._drafts.get(sequence)
+        if drafts is not None:
+            drafts.learn(drawn)

@@ -1,26 +1,25 @@
-"""What the engine keeps of a request while it lives: its samples, their progress and their times."""
+"""What the engine keeps of a request while it runs: its samples, their progress and times, and its chunks."""
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from starcoder.engine.drafts import Drafts
+from starcoder.engine.intake import PreparedRequest
 from starcoder.engine.sampling import Draw, Drawn
 from starcoder.engine.scheduler import Sequence
-from starcoder.engine.sessions import Answer, Plan
+from starcoder.engine.sessions import Answer
 from starcoder.engine.stopping import Stopper
-from starcoder.prompts import Prompt
-from starcoder.request import Chunk, CompletionRequest, FinishReason, TokenLogprob, Usage
+from starcoder.request import Chunk, FinishReason, TokenLogprob, Usage
 
 
 @dataclass(eq=False, slots=True)
-class Sample:
+class LiveSample:
     """One of a request's n samples."""
 
     request: "LiveRequest"
     sequence: Sequence
     stopper: Stopper
     draw: Draw
-    drafts: Drafts | None = None
     first_token_at: float | None = None
     text: str = ""  # handed out so far
 
@@ -61,22 +60,22 @@ class Sample:
         """The whole sample, after its last chunk."""
         assert last.finish_reason is not None, "only a whole sample is an answer"
         return Answer(
-            plan=self.request.plan,
+            plan=self.request.prepared.plan,
             text=self.text,
             finish_reason=last.finish_reason,
-            prompt_tokens=len(self.request.prompt.tokens),
+            prompt_tokens=len(self.request.prepared.prompt.tokens),
             stop=last.stop,
             trimmed=last.trimmed,
         )
 
     def _usage(self, now: float) -> Usage:
-        live = self.request
+        live, prompt = self.request, self.request.prepared.prompt
         started = now if live.started_at is None else live.started_at
         first = now if self.first_token_at is None else self.first_token_at
         return Usage(
-            prompt_tokens=len(live.prompt.tokens),
+            prompt_tokens=len(prompt.tokens),
             cached_tokens=self.sequence.num_cached,
-            dropped_characters=live.prompt.dropped.total,
+            dropped_characters=prompt.dropped.total,
             queue_ms=1000 * (started - live.added_at),
             prefill_ms=1000 * (first - started),
             decode_ms=1000 * (now - first),
@@ -88,17 +87,52 @@ class LiveRequest:
     """A request that has not ended. Its first sample prefills the prompt; the others then join it."""
 
     id: str
-    name: str  # that its chunks carry
-    request: CompletionRequest
-    plan: Plan
-    prompt: Prompt
+    name: str  # what its chunks call it
+    prepared: PreparedRequest
     added_at: float
     seed: int
+    num_pending_forks: int  # samples that wait for the prompt
     started_at: float | None = None  # when it left the queue
-    samples: list[Sample] = field(default_factory=list)  # those that have not ended
-    num_pending_forks: int = 0  # samples that wait for the prompt
+    samples: list[LiveSample] = field(default_factory=list)  # those that have not ended
+
+    @property
+    def session(self) -> str | None:
+        return self.prepared.request.session
 
     @property
     def deadline(self) -> float | None:
-        limit = self.request.sampling.deadline_ms
+        limit = self.prepared.request.sampling.deadline_ms
         return None if limit is None else self.added_at + limit / 1000
+
+
+class Outbox:
+    """Chunks on their way out: those of requests with a box of their own, and the rest for `Engine.step`."""
+
+    def __init__(self) -> None:
+        self._rest: list[tuple[str, Chunk]] = []
+        self._boxes: dict[str, deque[Chunk]] = {}
+
+    def __len__(self) -> int:
+        return len(self._rest)
+
+    def put(self, request_id: str, chunk: Chunk) -> None:
+        box = self._boxes.get(request_id)
+        if box is None:
+            self._rest.append((request_id, chunk))
+        else:
+            box.append(chunk)
+
+    def take_rest(self) -> list[Chunk]:
+        """The chunks of requests without a box."""
+        taken, self._rest = self._rest, []
+        return [chunk for _, chunk in taken]
+
+    def open(self, request_id: str) -> deque[Chunk]:
+        """A box for this request's chunks, those that wait already included."""
+        box = self._boxes[request_id] = deque(chunk for id, chunk in self._rest if id == request_id)
+        self._rest = [(id, chunk) for id, chunk in self._rest if id != request_id]
+        return box
+
+    def close(self, request_id: str) -> None:
+        """Drop a box with what is in it."""
+        self._boxes.pop(request_id, None)

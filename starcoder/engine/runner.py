@@ -1,6 +1,6 @@
 """The runner: a scheduled step becomes tensors, one forward pass and the logits of the rows that sample.
 
-The seam for faster execution: whatever offers `run` with this contract can stand in its place.
+The seam for faster execution: whatever offers `run` with this contract can replace it.
 """
 
 from collections.abc import Sequence
@@ -16,14 +16,14 @@ from starcoder.model import Transformer
 
 @dataclass(frozen=True, slots=True)
 class Logits:
-    """What a step says of the next tokens."""
+    """What a step predicts of the next tokens."""
 
     values: Tensor  # (B, V)
     best: Sequence[int] | None = None  # the most likely token of each row, where the runner knows it
 
     def of(self, rows: Sequence[int]) -> "Logits":
         """Of these rows; one may be wanted more than once."""
-        if len(rows) == len(self.values):
+        if len(rows) == len(self.values) and all(row == at for at, row in enumerate(rows)):
             return self
         return Logits(self.values[rows], None if self.best is None else [self.best[row] for row in rows])
 

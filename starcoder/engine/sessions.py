@@ -1,27 +1,29 @@
 """Sessions: what the engine remembers of an editor's last request, so that typing only appends to the prompt.
 
-Three things break that, and are mended here: an editor that closes a bracket by itself and so changes the
-beginning of the suffix, a client that sends a window which moves along, and a layout that puts the suffix
-behind what is typed. Also answers from the last completion while the user types what it says.
+Three things would break that and are handled here: an editor that closes a bracket by itself and so changes
+the beginning of the suffix, a client that sends a window which moves along, and a layout that puts the suffix
+behind the typed text. A session also answers from its last completion while the user types what that says,
+and names the request to prepare while the engine is idle.
 """
 
 from collections import OrderedDict
 from dataclasses import dataclass, replace
+from threading import Lock
 
 from starcoder.engine.postprocess import AutoClosed
 from starcoder.request import CompletionRequest, FinishReason, Layout
 
-# What editors insert by themselves behind the cursor, and how much of it at most: "\n    }" and the like.
+# What editors insert by themselves behind the cursor, and its maximum length: "\n    }" and the like.
 _CLOSING, _BLANK = frozenset(")]}>\"'`"), frozenset(" \t\r\n;,")
 _MAX_INSERTED = 24
 
-# So many equal characters show that two windows are of the same text.
+# Two windows with this many equal characters show the same text.
 _SURE = 256
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Plan:
-    """A request as the model is to see it."""
+class SessionPlan:
+    """A request as the model sees it."""
 
     request: CompletionRequest
     inserted: str = ""  # the beginning of the real suffix, which the model does not see
@@ -29,9 +31,9 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answer:
-    """A whole completion, and what it answered."""
+    """A whole completion, and the request that it answers."""
 
-    plan: Plan
+    plan: SessionPlan
     text: str
     finish_reason: FinishReason
     prompt_tokens: int
@@ -41,29 +43,37 @@ class Answer:
 
 @dataclass(slots=True)
 class _Session:
-    plan: Plan
+    plan: SessionPlan
     answer: Answer | None = None
-    prepared: Answer | None = None  # to what will be asked if the user accepts `answer`
+    prepared: Answer | None = None  # to the request that follows if the user accepts `answer`
 
 
 class Sessions:
-    """The last plan and answer of each session; the least recently used session is forgotten first."""
+    """The last plan and answer of each session; the least recently used session is evicted first.
+
+    `plan` and `find_answer` may be called from any thread, the rest from the engine's.
+    """
 
     def __init__(self, max_sessions: int):
         self._max_sessions = max_sessions
         self._sessions: OrderedDict[str, _Session] = OrderedDict()
+        self._lock = Lock()  # of `_sessions`; a `_Session` is replaced field by field and read once
 
     def __len__(self) -> int:
         return len(self._sessions)
 
-    def plan(self, request: CompletionRequest) -> Plan:
+    def _session(self, name: str | None) -> _Session | None:
+        with self._lock:
+            return None if name is None else self._sessions.get(name)
+
+    def plan(self, request: CompletionRequest) -> SessionPlan:
         """How to ask the model so that its prompt begins as the session's last one; remembers nothing.
 
         Prompts of a session with text after the cursor are SPM unless the request names a layout.
         """
         if request.session is None or request.tokens is not None:
-            return Plan(request=request)
-        session, inserted = self._sessions.get(request.session), None
+            return SessionPlan(request=request)
+        session, inserted = self._session(request.session), None
         prefix, suffix = request.prefix, request.suffix
         last = session.plan.request if session is not None else None
         if last is not None and (last.path, last.repo) == (request.path, request.repo):
@@ -74,28 +84,29 @@ class Sessions:
         is_infill = request.layout == "auto" and suffix is not None and suffix.strip()
         layout: Layout = "spm" if is_infill else request.layout
         request = replace(request, prefix=prefix, suffix=suffix, layout=layout)
-        return Plan(request=request, inserted=inserted or "")
+        return SessionPlan(request=request, inserted=inserted or "")
 
-    def asked(self, plan: Plan) -> None:
+    def asked(self, plan: SessionPlan) -> None:
         """Remember what the model was asked."""
         name = plan.request.session
         if name is None:
             return
-        session = self._sessions.setdefault(name, _Session(plan))
-        session.plan = plan
-        self._sessions.move_to_end(name)
-        if len(self._sessions) > self._max_sessions:
-            self._sessions.popitem(last=False)
+        with self._lock:
+            session = self._sessions.setdefault(name, _Session(plan))
+            session.plan = plan
+            self._sessions.move_to_end(name)
+            if len(self._sessions) > self._max_sessions:
+                self._sessions.popitem(last=False)
 
     def answered(self, answer: Answer) -> None:
-        """Remember what a request was answered."""
-        session = self._sessions.get(answer.plan.request.session or "")
+        """Remember the answer to a request."""
+        session = self._session(answer.plan.request.session)
         if session is not None:
             session.answer, session.prepared = answer, None
 
-    def upcoming(self, name: str) -> Plan | None:
+    def upcoming(self, name: str) -> SessionPlan | None:
         """What a session will ask if its user accepts the last answer; None: there is nothing to accept."""
-        session = self._sessions.get(name)
+        session = self._session(name)
         last = session.answer if session is not None else None
         if last is None or last.plan.inserted or not last.text or not _can_repeat(last.plan.request):
             return None  # what the editor inserted stands in the way of the text that was accepted
@@ -103,27 +114,31 @@ class Sessions:
         return replace(last.plan, request=replace(request, prefix=request.prefix + last.text))
 
     def prepared(self, answer: Answer) -> None:
-        """Remember the answer to what was upcoming."""
-        session = self._sessions.get(answer.plan.request.session or "")
+        """Remember the answer to the upcoming request."""
+        session = self._session(answer.plan.request.session)
         if session is not None:
             session.prepared = answer
 
-    def typed_through(self, plan: Plan) -> Answer | None:
-        """What is left of the last answer, if the user has typed its beginning and changed nothing else.
+    def typed_through(self, plan: SessionPlan) -> Answer | None:
+        """As `find_answer`; a prepared answer becomes the last one: the user accepted the one before it."""
+        session, answer = self._session(plan.request.session), self.find_answer(plan)
+        prepared = None if session is None else session.prepared
+        if prepared is not None and answer is not None and answer.plan == prepared.plan:
+            self.answered(prepared)
+        return answer
 
-        A text drawn at random is not repeated for a request that is the same: that asks for another one.
-        What was prepared becomes the last answer once the user has accepted the one before.
+    def find_answer(self, plan: SessionPlan) -> Answer | None:
+        """What is left of the last answer, if the user typed its beginning and changed nothing else.
+
+        A text drawn at random is not repeated for an equal request: that asks for another one.
         """
-        session = self._sessions.get(plan.request.session or "")
+        session = self._session(plan.request.session)
         if session is None:
             return None
         prepared = self._rest(session.prepared, plan, is_new=True)
-        if prepared is not None and session.prepared is not None:
-            self.answered(session.prepared)
-            return prepared
-        return self._rest(session.answer, plan, is_new=False)
+        return prepared or self._rest(session.answer, plan, is_new=False)
 
-    def _rest(self, last: Answer | None, plan: Plan, *, is_new: bool) -> Answer | None:
+    def _rest(self, last: Answer | None, plan: SessionPlan, *, is_new: bool) -> Answer | None:
         """`last` less what was typed of it; `is_new`: nobody has seen it."""
         request = plan.request
         if last is None or not _can_repeat(request) or not _same_but_for_typing(last.plan, plan):
@@ -140,11 +155,29 @@ class Sessions:
         return replace(last, text=text, trimmed=trimmed) if text.strip() else None
 
 
+class Ahead:
+    """Preparing ahead: which request to run while nothing else does, and whether it runs."""
+
+    def __init__(self, sessions: Sessions, *, is_on: bool):
+        self._sessions, self._is_on = sessions, is_on
+        self._session = ""
+        self.is_wanted = False  # `plan` should be run as soon as nothing else does
+        self.running = ""  # id of the request that nobody sent
+
+    def want(self, session: str | None) -> None:
+        """This session has a new answer, which its user may accept."""
+        if self._is_on and session is not None:
+            self._session, self.is_wanted = session, True
+
+    def plan(self) -> SessionPlan | None:
+        return self._sessions.upcoming(self._session)
+
+
 def _can_repeat(request: CompletionRequest) -> bool:
     return request.sampling.n == 1 and request.sampling.logprobs is None and request.tokens is None
 
 
-def _same_but_for_typing(old: Plan, new: Plan) -> bool:
+def _same_but_for_typing(old: SessionPlan, new: SessionPlan) -> bool:
     if not new.request.prefix.startswith(old.request.prefix):
         return False
     if old.inserted and old.inserted != new.inserted:
@@ -153,7 +186,7 @@ def _same_but_for_typing(old: Plan, new: Plan) -> bool:
 
 
 def _same_start(old: str, new: str) -> str:
-    """`new`, with what `old` has before it if the window has moved on by less than half its length."""
+    """`new`, with what `old` has before it if the window moved by less than half its length."""
     head = new[:_SURE]
     if len(head) < _SURE or old.startswith(head):
         return new

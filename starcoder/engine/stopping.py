@@ -1,7 +1,7 @@
 """Stopping: from drawn tokens to text, and when a sample ends.
 
 The token that ends a sample by its id (an end token or one of `stop_ids`) is in neither its tokens
-nor its text. A stop string is cut from the text, and so is what lies beyond the scope or what postprocess
+nor its text. A stop string is cut from the text, and so is text beyond the scope or what postprocessing
 trims, but the tokens stay in the tokens. Text is held back only while it may still be cut, or while it
 is half a character.
 """
@@ -26,7 +26,7 @@ class Decoder(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CursorContext:
-    """What a completion stands in, for the rules that look at it. The text as the user has it."""
+    """The text around the cursor as the user has it, for the rules that look at it."""
 
     before: str = ""
     after: str | None = None
@@ -36,8 +36,8 @@ class CursorContext:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """What one token brought."""
+class TokenOutcome:
+    """What one token brings."""
 
     text: str = ""
     is_kept: bool = True  # whether the token belongs to the completion
@@ -54,17 +54,17 @@ class Stopper:
         decoder: Decoder,
         *,
         end_ids: Collection[int] = (),
-        around: CursorContext | None = None,
+        cursor: CursorContext | None = None,
     ):
-        around = around or CursorContext()
+        cursor = cursor or CursorContext()
         self._params, self._decoder = params, decoder
         self._end_ids = frozenset() if params.ignore_eos else frozenset(end_ids)
-        self._newlines = Newlines() if around.newline == "\r\n" else None
+        self._newlines = Newlines() if cursor.newline == "\r\n" else None
         stops = params.stop if self._newlines is None else [unix_newlines(stop) for stop in params.stop]
         self._originals = dict(zip(stops, params.stop, strict=True))
         self._stops = StopStrings(stops)
         self._lines = WholeLines() if params.deadline_ms and params.deadline_at == "line" else None
-        self._filters = _filters(params, around, self._lines)
+        self._filters = _filters(params, cursor, self._lines)
         self._num_kept = 0
 
     @property
@@ -72,11 +72,11 @@ class Stopper:
         """The postprocess rules that took text away, once the sample has ended."""
         return tuple(stage.name for stage in self._filters if stage.is_trimmed)
 
-    def push(self, token: int) -> Outcome:
+    def push(self, token: int) -> TokenOutcome:
         if token in self._params.stop_ids:
-            return Outcome(self.end("stop"), False, "stop", token)
+            return TokenOutcome(self.end("stop"), False, "stop", token)
         if token in self._end_ids:
-            return Outcome(self.end("eos"), False, "eos")
+            return TokenOutcome(self.end("eos"), False, "eos")
         self._num_kept += 1
         text = self._decoder.push(token)
         is_last = self._num_kept == self._params.max_tokens
@@ -85,12 +85,12 @@ class Stopper:
         text, stop = self._stops.push(self._unify(text))
         text, has_ended = self._filter(text)
         if has_ended:
-            return Outcome(self._restore(text), True, "stop")
+            return TokenOutcome(self._restore(text), True, "stop")
         if stop is not None:
-            return Outcome(self._restore(text + self._drain("")), True, "stop", self._originals[stop])
+            return TokenOutcome(self._restore(text + self._drain("")), True, "stop", self._originals[stop])
         if is_last:
-            return Outcome(self._restore(text + self._drain(self._flush_stops())), True, "length")
-        return Outcome(self._restore(text))
+            return TokenOutcome(self._restore(text + self._drain(self._flush_stops())), True, "length")
+        return TokenOutcome(self._restore(text))
 
     def end(self, reason: FinishReason) -> str:
         """Text still held back, for a sample that ends for another reason than its text."""
@@ -125,17 +125,17 @@ class Stopper:
 
 
 def _filters(
-    params: SamplingParams, around: CursorContext, lines: WholeLines | None
+    params: SamplingParams, cursor: CursorContext, lines: WholeLines | None
 ) -> list[postprocess.Filter]:
-    before, after = around.before, around.after
-    if around.newline == "\r\n":
+    before, after = cursor.before, cursor.after
+    if cursor.newline == "\r\n":
         before, after = unix_newlines(before), None if after is None else unix_newlines(after)
     stages: list[postprocess.Filter] = []
     if params.stop_at or params.min_indent is not None or params.max_lines is not None:
         stages.append(Scope(params, before))
     if lines is not None:
         stages.append(lines)
-    return stages + postprocess.filters(around.rules, before, after, inserted=unix_newlines(around.inserted))
+    return stages + postprocess.filters(cursor.rules, before, after, inserted=unix_newlines(cursor.inserted))
 
 
 class Newlines:

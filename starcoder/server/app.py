@@ -18,7 +18,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from starcoder import __version__, prompts
+from starcoder import __version__
 from starcoder.errors import StarcoderError
 from starcoder.server import chat, llamacpp, ollama, openai, overlap, tabby, tgi
 from starcoder.server.codec import Body, ErrorFormat, Exchange, HTTPError, Json, ServerInfo
@@ -26,7 +26,7 @@ from starcoder.server.guard import Guard
 from starcoder.server.metrics import Metrics
 from starcoder.server.settings import ServerSettings
 from starcoder.server.transport import answer, error_response, json_response, read_json
-from starcoder.server.worker import Worker, fit
+from starcoder.server.worker import Worker
 
 log = logging.getLogger(__name__)
 
@@ -270,18 +270,17 @@ class _Routes:
         exchange = _read_v1(data, info)
         if not exchange.requests:
             raise HTTPError("there is no prompt to render")
-        request = fit(exchange.requests[0], info.tokenizer, info.context_length)
-        budget = info.context_length - request.sampling.max_tokens
-        prompt = prompts.build(request, info.tokenizer, budget=budget)
+        prepared = self._worker.engine.prepare(exchange.requests[0], fit=True)
+        prompt, max_tokens = prepared.prompt, prepared.request.sampling.max_tokens
         return {
             "text": info.tokenizer.decode(prompt.tokens),
             "tokens": list(prompt.tokens),
             "layout": prompt.layout,
             "prompt_tokens": len(prompt.tokens),
             "cached_tokens": await self._worker.call(lambda engine: engine.cached_tokens(prompt.tokens)),
-            "max_tokens": request.sampling.max_tokens,
+            "max_tokens": max_tokens,
             "context_length": info.context_length,
-            "budget": budget,
+            "budget": info.context_length - max_tokens,
             "dropped_characters": asdict(prompt.dropped),
         }
 

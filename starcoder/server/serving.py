@@ -61,7 +61,6 @@ class Server:
         self.metrics = Metrics()
         self.worker = self.metrics.worker = Worker(
             model.engine,
-            model.tokenizer,
             max_jobs=settings.max_queue + settings.max_sequences,
             stall_s=settings.stall_s,
             metrics=self.metrics,

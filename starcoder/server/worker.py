@@ -1,8 +1,9 @@
 """The one thread that owns the engine: takes jobs, steps, and passes chunks to the event loop.
 
-Everything but `Worker._run` and what it calls belongs to the event loop's thread; the two meet in a queue of
-commands one way and in `call_soon_threadsafe`, once per step at most, the other way. A reader that stalls
-delays nobody: its chunks wait in its own job, never more than its tokens, and too many end the job.
+A job passes through three threads, in order: the event loop's, one that builds its prompts, and the engine's.
+They meet in queues of commands forwards and in `call_soon_threadsafe`, once per step at most, backwards. A
+reader that stalls delays nobody: its chunks wait in its own job, never more than its tokens, and too many end
+the job.
 """
 
 import asyncio
@@ -11,13 +12,14 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, TypeVar
 
 from starcoder.engine.engine import Engine
-from starcoder.errors import RequestError, StarcoderError
-from starcoder.prompts import Vocabulary, build
+from starcoder.engine.intake import PreparedRequest
+from starcoder.errors import StarcoderError
 from starcoder.request import Chunk, CompletionRequest
 from starcoder.server.codec import HTTPError, Overload
 
@@ -39,6 +41,7 @@ class Job:
 
     def __init__(self, requests: Sequence[CompletionRequest], *, is_stream: bool):
         self.requests, self.is_stream = requests, is_stream
+        self.is_cancelled = False  # set by the event loop; read by the engine's thread before it accepts
         self._unread: list[tuple[int, Chunk]] = []
         self._has_news = asyncio.Event()
         self._error: StarcoderError | None = None
@@ -107,13 +110,12 @@ class Worker:
     def __init__(
         self,
         engine: Engine,
-        vocabulary: Vocabulary,
         *,
         max_jobs: int,
         stall_s: float = 300.0,
         metrics: "Metrics",
     ):
-        self._engine, self._vocabulary = engine, vocabulary
+        self._engine = engine
         self._max_jobs, self._stall_s, self._metrics = max_jobs, stall_s, metrics
         self._inbox: SimpleQueue[_Command] = SimpleQueue()
         self._jobs: set[Job] = set()  # the event loop's
@@ -123,6 +125,7 @@ class Worker:
         self._step_began: float | None = None
         self._is_closing = False
         self._failure: BaseException | None = None
+        self._builder = ThreadPoolExecutor(1, "prompts")  # one: jobs keep their order
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -134,6 +137,7 @@ class Worker:
         """End what runs and the thread with it."""
         self._is_closing = True
         self._inbox.put(lambda: None)
+        self._builder.shutdown(wait=False, cancel_futures=True)
         while self._thread.is_alive() and self.trouble is None:
             await asyncio.sleep(0.01)
 
@@ -173,12 +177,13 @@ class Worker:
             job.receive(is_done=True)
             return job
         self._jobs.add(job)
-        self._inbox.put(lambda: self._accept(job))
+        self._builder.submit(self._prepare, job)
         return job
 
     def cancel(self, job: Job) -> None:
         """End a job; its blocks are free within a step. A job that has ended is no error."""
         if job in self._jobs:
+            job.is_cancelled = True
             self._inbox.put(lambda: self._end(job))
 
     async def call(self, ask: Callable[[Engine], T]) -> T:
@@ -232,24 +237,39 @@ class Worker:
                 return
             command()
 
-    def _accept(self, job: Job) -> None:
-        running = _Running(job)
+    def _prepare(self, job: Job) -> None:
+        """Build the prompts of a job, on their own thread, and send it on to the engine's."""
         try:
-            for position, request in enumerate(job.requests):
-                engine_id = self._engine.add(fit(request, self._vocabulary, self._engine.context_length))
+            prepared = [self._engine.prepare(request, fit=True) for request in job.requests]
+        except Exception as error:
+            self._refuse(job, error)
+        else:
+            self._inbox.put(lambda: self._accept(job, prepared))
+
+    def _accept(self, job: Job, prepared: Sequence[PreparedRequest]) -> None:
+        running = _Running(job, was_cancelled=job.is_cancelled)
+        if job.is_cancelled:
+            self._send(job, error=_cancelled(by_client=True))
+            return
+        try:
+            for position, one in enumerate(prepared):
+                engine_id = self._engine.enqueue(one)
                 running.positions[engine_id] = position
-                running.num_samples += request.sampling.n
+                running.num_samples += one.request.sampling.n
                 self._by_id[engine_id] = running
         except Exception as error:
-            if not isinstance(error, StarcoderError):  # a bug; the other requests must survive it
-                log.exception("a request could not be added")
-                error = HTTPError("internal error", status=500, kind="generation")
             self._drop(running)
-            self._send(job, error=error)
+            self._refuse(job, error)
             return
         self._running[job] = running
         if job.is_stream:
             self._send(job)
+
+    def _refuse(self, job: Job, error: Exception) -> None:
+        if not isinstance(error, StarcoderError):  # a bug; the other requests must survive it
+            log.error("a request could not be added", exc_info=error)
+            error = HTTPError("internal error", status=500, kind="generation")
+        self._send(job, error=error)
 
     def _end(self, job: Job) -> None:
         running = self._running.get(job)
@@ -348,39 +368,3 @@ def _cancelled(by_client: bool) -> StarcoderError:
     return HTTPError(
         "a newer request of the same session replaced it", status=409, kind="incomplete_generation"
     )
-
-
-def fit(request: CompletionRequest, vocabulary: Vocabulary, context: int) -> CompletionRequest:
-    """The same request with `max_tokens` lowered to what its prompt leaves; a quarter of the context stays.
-
-    Editors ask for what suits their users' usual model; a smaller one should answer all the same.
-
-    Raises:
-        RequestError: the prompt cannot be cut and fills the context.
-    """
-    most = request.sampling.max_tokens
-    if _upper_bound(request) + most <= context:
-        return request
-    num_prompt = len(request.tokens) if request.tokens is not None else 0
-    if request.tokens is None:
-        num_prompt = len(build(request, vocabulary, budget=context - 1).tokens)
-    elif num_prompt >= context:
-        raise RequestError(
-            f"the prompt has {num_prompt} tokens, the context holds {context}",
-            "shorten it, or use a model with a longer context",
-        )
-    least = 1 if request.tokens is not None else context // 4
-    room = max(context - num_prompt, min(most, least))
-    return replace(request, sampling=replace(request.sampling, max_tokens=min(most, room)))
-
-
-def _upper_bound(request: CompletionRequest) -> int:
-    """More tokens than the prompt can have: a token is a byte at least, a character four bytes at most."""
-    if request.tokens is not None:
-        return len(request.tokens)
-    texts = [request.prefix, request.suffix or "", request.path or "", request.repo or ""]
-    texts += [text for extra in request.extras for text in (extra.path, extra.text)]
-    num_characters = sum(map(len, texts))
-    if any(not text.isascii() for text in texts):
-        num_characters *= 4
-    return num_characters + 16 + 2 * len(request.extras)

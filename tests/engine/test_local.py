@@ -59,7 +59,7 @@ def test_weights_are_float32_on_a_cpu_unless_told_otherwise(folder):
 
 
 def weights(model):
-    return model.engine._cache._keys.dtype
+    return model.engine._runner._cache.pools[0].dtype
 
 
 def test_threads_are_set(folder):

@@ -152,8 +152,8 @@ class Characters:
         return ""
 
 
-def stream(text, around, **params):
-    stopper = Stopper(SamplingParams(max_tokens=1000, **params), Characters(), around=around)
+def stream(text, cursor, **params):
+    stopper = Stopper(SamplingParams(max_tokens=1000, **params), Characters(), cursor=cursor)
     released = ""
     for char in text:
         outcome = stopper.push(ord(char))
@@ -170,16 +170,16 @@ def test_without_rules_the_text_is_untouched(text, newline):
 
 
 def test_rules_work_after_scopes_and_stops_and_report_in_order():
-    around = CursorContext(before="f(", after=")\n", rules=("blank", "brackets"))
-    assert stream("x) \ny", around, stop_at="line") == ("x", "stop", ("brackets",))
-    assert stream("x) ;y", around, stop=(";",)) == ("x", "stop", ("brackets",))
+    cursor = CursorContext(before="f(", after=")\n", rules=("blank", "brackets"))
+    assert stream("x) \ny", cursor, stop_at="line") == ("x", "stop", ("brackets",))
+    assert stream("x) ;y", cursor, stop=(";",)) == ("x", "stop", ("brackets",))
 
 
 def test_windows_line_ends_are_no_obstacle():
-    around = CursorContext(
+    cursor = CursorContext(
         before="def f():\r\n    ", after=AFTER.replace("\n", "\r\n"), newline="\r\n", rules=("auto",)
     )
-    assert stream("a = 1\n    b = 2\n    return total\n", around) == (
+    assert stream("a = 1\n    b = 2\n    return total\n", cursor) == (
         "a = 1\r\n    b = 2",
         "eos",
         ("suffix",),
@@ -194,7 +194,7 @@ def test_late_text_is_cut_to_whole_lines_before_the_rules():
     stopper = Stopper(
         SamplingParams(max_tokens=100, deadline_ms=1, deadline_at="line"),
         Characters(),
-        around=CursorContext(after="\nreturn x", rules=("auto",)),
+        cursor=CursorContext(after="\nreturn x", rules=("auto",)),
     )
     text = "".join(stopper.push(ord(char)).text for char in "a\nreturn x\nretu") + stopper.end("deadline")
     assert (text, stopper.trimmed) == ("a", ("suffix",))

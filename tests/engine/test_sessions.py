@@ -10,7 +10,7 @@ import torch
 import starcoder.engine.engine
 from starcoder.engine.engine import Engine
 from starcoder.engine.postprocess import AutoClosed
-from starcoder.engine.sessions import Answer, Plan, Sessions
+from starcoder.engine.sessions import Answer, SessionPlan, Sessions
 from starcoder.engine.settings import EngineSettings
 from starcoder.errors import ConfigError
 from starcoder.request import CompletionRequest, SamplingParams, collect
@@ -128,7 +128,7 @@ def test_without_a_session_the_layout_is_the_requests_own(network, tokenizer):
 
 
 def plan_of(prefix, suffix, **fields):
-    return Plan(request=CompletionRequest(prefix=prefix, suffix=suffix, session="a", **fields))
+    return SessionPlan(request=CompletionRequest(prefix=prefix, suffix=suffix, session="a", **fields))
 
 
 def sessions_with(prefix, suffix, **fields):
@@ -190,7 +190,7 @@ def test_the_least_recently_used_session_is_forgotten():
     sessions = Sessions(2)
     for name in ("a", "b", "a", "c"):
         request = CompletionRequest(prefix="x", suffix="\nz", session=name)
-        sessions.asked(Plan(request=request))
+        sessions.asked(SessionPlan(request=request))
     inserted = [
         sessions.plan(CompletionRequest(prefix="x(", suffix=")\nz", session=name)).inserted for name in "abc"
     ]

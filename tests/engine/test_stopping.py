@@ -77,9 +77,9 @@ class Bytes:
 
 def run(text, **options):
     """What a stopper makes of a text that comes byte by byte: text, finish reason, stop, tokens kept."""
-    end_ids, around = options.pop("end_ids", ()), CursorContext(newline=options.pop("newline", "\n"))
+    end_ids, cursor = options.pop("end_ids", ()), CursorContext(newline=options.pop("newline", "\n"))
     params = SamplingParams(**{"max_tokens": 1000} | options)
-    stopper = Stopper(params, Bytes(), end_ids=end_ids, around=around)
+    stopper = Stopper(params, Bytes(), end_ids=end_ids, cursor=cursor)
     released, kept = "", 0
     for token in text.encode():
         outcome = stopper.push(token)

@@ -182,7 +182,7 @@ def test_results_of_tools_are_shown_to_the_model(idle):
 
 
 def test_without_the_extra_the_refusal_names_it(idle, monkeypatch):
-    idle.server.worker.engine._grammars._compiled.clear()
+    idle.server.worker.engine._intake.grammars._compiled.clear()
     monkeypatch.setitem(sys.modules, "llguidance", None)
     reply = idle.post("/v1/completions", {"prompt": "x", "response_format": {"type": "json_object"}})
     assert reply.status_code == 400 and "starcoder-kit[structured]" in reply.text

@@ -1,0 +1,84 @@
+"""Intake: from a request to what the engine queues. Checked, planned in its session, its prompt built once.
+
+Nothing here touches the network or the cache, so a server prepares requests outside the engine's thread.
+"""
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from starcoder.engine.constraint import Grammars
+from starcoder.engine.sessions import SessionPlan, Sessions
+from starcoder.errors import RequestError
+from starcoder.prompts import Prompt, build
+from starcoder.request import CompletionRequest
+
+if TYPE_CHECKING:
+    from starcoder.tokenizer import Tokenizer
+
+# A prompt that is cut to fit leaves this share of the context to the completion.
+_COMPLETION_SHARE = 4
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedRequest:
+    """A request that was checked, with the prompt that the model will see."""
+
+    request: CompletionRequest  # as its sender has it, but for a lowered `max_tokens`
+    plan: SessionPlan
+    prompt: Prompt
+
+
+class Intake:
+    """Prepares requests for one model. Its methods may be called from any thread."""
+
+    def __init__(self, tokenizer: "Tokenizer", sessions: Sessions, *, context_length: int, vocab_size: int):
+        self._tokenizer, self._sessions = tokenizer, sessions
+        self._context_length, self._vocab_size = context_length, vocab_size
+        self.grammars = Grammars(tokenizer)
+
+    def prepare(self, request: CompletionRequest, *, fit: bool) -> PreparedRequest:
+        """Check and plan a request and build its prompt.
+
+        `fit` lowers `max_tokens` to what the prompt leaves of the context. A prompt that has to be cut then
+        leaves a quarter of the context, or `max_tokens` if that is less.
+
+        Raises:
+            RequestError: an empty prompt, too many tokens, or a broken grammar.
+            ConfigError: the request needs an extra that is not installed.
+        """
+        self.check(request, fit=fit)
+        return self.build(request, self._sessions.plan(request), fit=fit)
+
+    def check(self, request: CompletionRequest, *, fit: bool) -> None:
+        """Raises: RequestError: no prompt could make the request fit."""
+        length, max_tokens = self._context_length, request.sampling.max_tokens
+        if not fit and max_tokens >= length:
+            raise RequestError(
+                f"max_tokens {max_tokens} leaves no prompt room in a context of {length}",
+                f"ask for fewer than {length} tokens, prompt included",
+            )
+        if fit and request.tokens is not None and len(request.tokens) >= length:
+            raise RequestError(
+                f"the prompt has {len(request.tokens)} tokens, the context holds {length}",
+                "shorten it, or use a model with a longer context",
+            )
+
+    def build(self, request: CompletionRequest, plan: SessionPlan, *, fit: bool = False) -> PreparedRequest:
+        """The rest of `prepare`. Raises: RequestError, ConfigError: as `prepare`."""
+        params, length = request.sampling, self._context_length
+        reserved = params.max_tokens
+        if fit:
+            least = 1 if request.tokens is not None else length // _COMPLETION_SHARE
+            reserved = min(reserved, max(1, least))
+        prompt = build(plan.request, self._tokenizer, budget=length - reserved)
+        if not all(0 <= token < self._vocab_size for token in prompt.tokens):
+            raise RequestError(
+                f"the prompt has a token outside the vocabulary of {self._vocab_size}",
+                "is the tokenizer of the same checkpoint as the weights?",
+            )
+        if params.grammar is not None:
+            self.grammars.constraint(params.grammar)  # its faults must show now
+        max_tokens = min(params.max_tokens, length - len(prompt.tokens))
+        if max_tokens < params.max_tokens:
+            request = replace(request, sampling=replace(params, max_tokens=max_tokens))
+        return PreparedRequest(request, plan, prompt)
