@@ -7,19 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from starcoder.config import ModelConfig
 from starcoder.engine.cache import Cache
 from starcoder.engine.runner import Logits, wanted_rows
 from starcoder.engine.scheduler import Segment
 from starcoder.kernels import native
-from starcoder.kernels.step import (
-    BlockWeights,
-    Layer,
-    Matrix,
-    NativeSegment,
-    NativeStep,
-    NetworkWeights,
-    Norm,
-)
+from starcoder.kernels.ops import as_native
+from starcoder.kernels.step import NativeSegment, NativeStep
 from starcoder.model import Block, Transformer
 from starcoder.quantize import QuantizedEmbedding, QuantizedLinear
 
@@ -27,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 class NativeRunner:
-    """Stands in for `Runner`, with its contract.
+    """Replaces `Runner`, with its contract.
 
     Logits are the same alone or in a batch: to the last bit for int8 and int4 weights, within 1e-5 for
     float32, where a step of one row sums in another order because that reads memory half again as fast.
@@ -35,7 +29,8 @@ class NativeRunner:
 
     def __init__(self, model: Transformer, cache: Cache):
         self._cache = cache
-        self._step = NativeStep(network_weights(model), *cache.pools)
+        self._network = Network(model)
+        self._step = NativeStep(self._network.description, *cache.pools)
 
     @staticmethod
     def can_run(model: Transformer, cache: Cache) -> bool:
@@ -68,38 +63,66 @@ def _is_plain(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu" and tensor.dtype == torch.float32 and tensor.is_contiguous()
 
 
-def network_weights(model: Transformer) -> NetworkWeights:
-    """What the kernels need of `model`; shares its memory."""
-    blocks = tuple(_block(block) for block in model.blocks)
-    positions = None if model.positions is None else _matrix(model.positions)
-    embed, head = _matrix(model.embed), _matrix(model.head)
-    return NetworkWeights(model.config, embed, positions, blocks, _norm(model.norm), head)
+class Network:
+    """A `Transformer` as the kernels see it: `description` points into its memory, kept alive here."""
+
+    def __init__(self, model: Transformer):
+        config = model.config
+        self._model = model
+        self._frequencies = _frequencies(config)
+        blocks = (native.Block * config.num_layers)(*map(_block, model.blocks))
+        self.description = native.Model(
+            num_layers=config.num_layers,
+            hidden=config.hidden_size,
+            inner=config.intermediate_size,
+            num_heads=config.num_heads,
+            num_kv_heads=config.num_kv_heads,
+            head_size=config.head_size,
+            window=config.sliding_window or 0,
+            gelu_tanh=config.gelu_tanh,
+            norm_eps=config.norm_eps,
+            frequencies=None if self._frequencies is None else self._frequencies.data_ptr(),
+            embed=_linear(model.embed),
+            positions=native.Linear() if model.positions is None else _linear(model.positions),
+            head=_linear(model.head),
+            norm_weight=_address(model.norm.weight),
+            norm_bias=_address(model.norm.bias),
+            blocks=blocks,
+        )
 
 
-def _block(block: nn.Module) -> BlockWeights:
+def _block(block: nn.Module) -> native.Block:
     assert isinstance(block, Block)
     attention, feed_forward = block.attention, block.feed_forward
-    return BlockWeights(
-        _norm(block.norm1),
-        _layer(attention.qkv),
-        _layer(attention.out),
-        _norm(block.norm2),
-        _layer(feed_forward.up),
-        _layer(feed_forward.down),
+    return native.Block(
+        norm1_weight=_address(block.norm1.weight),
+        norm1_bias=_address(block.norm1.bias),
+        norm2_weight=_address(block.norm2.weight),
+        norm2_bias=_address(block.norm2.bias),
+        qkv=_linear(attention.qkv),
+        out=_linear(attention.out),
+        up=_linear(feed_forward.up),
+        down=_linear(feed_forward.down),
     )
 
 
-def _norm(norm: nn.LayerNorm) -> Norm:
-    return Norm(norm.weight.detach(), norm.bias.detach())
-
-
-def _layer(linear: nn.Module) -> Layer:
-    assert isinstance(linear, nn.Linear | QuantizedLinear)
-    return Layer(_matrix(linear), None if linear.bias is None else linear.bias.detach())
-
-
-def _matrix(module: nn.Module) -> Matrix:
+def _linear(module: nn.Module) -> native.Linear:
+    """A linear layer or a table, float32 or packed."""
+    bias = getattr(module, "bias", None)
     if isinstance(module, _QUANTIZED):
-        return module.packed
+        return as_native(module.packed, bias)
     assert isinstance(module, nn.Linear | nn.Embedding)
-    return module.weight.detach()
+    return as_native(module.weight, bias)
+
+
+def _address(values: Tensor) -> int:
+    assert values.dtype == torch.float32 and values.is_contiguous(), "`can_run` has looked"
+    return values.data_ptr()
+
+
+def _frequencies(config: ModelConfig) -> Tensor | None:
+    """Rotary angles per position, (H / 2); None for learned positions."""
+    if config.rope_theta is None:
+        return None
+    exponents = torch.arange(0, config.head_size, 2, dtype=torch.float32) / config.head_size
+    return 1.0 / (config.rope_theta**exponents)

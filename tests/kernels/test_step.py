@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from starcoder.config import ModelConfig
-from starcoder.engine.native import network_weights
+from starcoder.engine.native import Network
 from starcoder.kernels import native
 from starcoder.kernels.step import NativeSegment, NativeStep
 from starcoder.model import Transformer, causal
@@ -55,7 +55,10 @@ def native_step(model: Transformer, num_blocks: int = 60, variant: str | None = 
     config = model.config
     shape = config.num_layers, num_blocks, BLOCK, config.num_kv_heads, config.head_size
     nan = float("nan")  # what was never written must never be read
-    return NativeStep(network_weights(model), torch.full(shape, nan), torch.full(shape, nan), variant=variant)
+    network = Network(model)
+    step = NativeStep(network.description, torch.full(shape, nan), torch.full(shape, nan), variant=variant)
+    step.network = network  # keeps what the step points to
+    return step
 
 
 def tokens(count: int, seed: int) -> list[int]:
