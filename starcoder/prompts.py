@@ -7,22 +7,17 @@ User text is encoded apart from the sentinels, so it can never produce one; wher
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
 from functools import cache
 from itertools import pairwise
-from typing import TYPE_CHECKING, Literal, NoReturn, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
-from starcoder.errors import ConfigError, MissingExtraError, RequestError
+from starcoder.errors import RequestError
 from starcoder.files import newline_of, unix_newlines
 from starcoder.layouts import FimOrder, Header, Sentinels
 
 if TYPE_CHECKING:
-    from jinja2 import Template
-
     from starcoder.request import CompletionRequest
 
 MARKER = "<FILL_HERE>"
@@ -76,38 +71,6 @@ class Prompt:
     end_ids: frozenset[int]
     newline: Literal["\n", "\r\n"] = "\n"  # line end of the user's file; the prompt and the model only use \n
     dropped: Dropped = Dropped()
-
-
-def compile_chat_template(source: str, refuse: Callable[[str], NoReturn], *, extra: str) -> Template:
-    """A jinja chat template, sandboxed, with what Hugging Face's templates expect to find.
-
-    `refuse` is called by a template that does not take the messages. `extra` installs jinja2.
-
-    Raises:
-        ConfigError: the template is not valid, or jinja2 is not installed.
-    """
-    try:
-        from jinja2 import TemplateError
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-    except ImportError:
-        raise MissingExtraError("chat templates need jinja2, which is not installed", extra) from None
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    environment.globals["raise_exception"] = refuse
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    environment.filters["tojson"] = lambda value: json.dumps(value, ensure_ascii=False)
-    try:
-        return environment.from_string(_without_training_marks(source))
-    except TemplateError as error:
-        raise ConfigError(f"the chat template is not valid: {error}", "choose another one") from None
-
-
-def _without_training_marks(template: str) -> str:
-    """A chat template without Hugging Face's `generation` blocks, which mark what is learnt in training.
-
-    A block that is always there stands for each, so that the white space around it stays what it was.
-    """
-    opened = re.sub(r"\{%(-?)\s*generation\s*(-?)%\}", r"{%\1 if true \2%}", template)
-    return re.sub(r"\{%(-?)\s*endgeneration\s*(-?)%\}", r"{%\1 endif \2%}", opened)
 
 
 def split_marker(text: str) -> tuple[str, str | None]:

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from starcoder.chat import own_source
 from starcoder.errors import CheckpointError, RequestError
 from starcoder.layouts import SENTINELS, Sentinels
 
@@ -75,7 +76,7 @@ class Tokenizer:
                 f"{str(path)!r} cannot be read: {error}", "it may be damaged; download it again"
             ) from None
         vocab_size = 1 + max(0, *document["model"]["vocab"].values(), *special.values())
-        return cls(backend, special=special, vocab_size=vocab_size, chat_template=_chat_template(folder))
+        return cls(backend, special=special, vocab_size=vocab_size, chat_template=own_source(folder))
 
     @property
     def sentinels(self) -> Sentinels:
@@ -203,14 +204,3 @@ def _parts(merge: str | list[str]) -> tuple[str, str, str]:
     """Both sides of a merge, written as a string in older files, and what they make."""
     left, right = merge.split(" ") if isinstance(merge, str) else merge
     return left, right, left + right
-
-
-def _chat_template(folder: Path) -> str | None:
-    template = folder / "chat_template.jinja"
-    if template.is_file():
-        return template.read_text(encoding="utf-8")
-    path = folder / "tokenizer_config.json"
-    if not path.is_file():
-        return None
-    found = _read_json(path, "").get("chat_template")
-    return found if isinstance(found, str) else None

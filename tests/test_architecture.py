@@ -21,7 +21,7 @@ LAYERS = [
     {"checkpoint"},
     {"model", "quantize", "adapters"},
     {"kernels", "tokenizer", "plan", "repos"},
-    {"config", "request", "prompts"},
+    {"config", "request", "prompts", "chat"},
     {"files", "layouts"},
     {"errors"},
     {"__init__"},  # holds the version and looks the public names up by string, so it imports nothing

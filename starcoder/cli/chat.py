@@ -18,9 +18,9 @@ from starcoder.errors import ConfigError, RequestError, StarcoderError
 from starcoder.request import CompletionRequest, SamplingParams
 
 if TYPE_CHECKING:
+    from starcoder.chat import ChatTemplate
     from starcoder.engine.intake import PreparedRequest
     from starcoder.engine.local import Model
-    from starcoder.server.templates import ChatFormat
 
 _HELP = """\
 /reset        start a new conversation with the same system message
@@ -53,18 +53,20 @@ def run(
         system: System message: instructions that precede the conversation.
     """
     from starcoder import checkpoint
-    from starcoder.server.templates import INSTRUCT_MODELS, ChatFormat, base_model
+    from starcoder.chat import INSTRUCT_MODELS, ChatTemplate, base_model
     from starcoder.tokenizer import Tokenizer
 
     output.start_logging()
     folder = checkpoint.resolve_text(model.model, model.adapter)
     # Before the weights are loaded, so that a base model is refused at once.
-    form = ChatFormat.find(template, folder, Tokenizer.load(folder))
+    form = ChatTemplate.find(template, folder, Tokenizer.load(folder))
     if form is None:
         raise ConfigError(
             base_model(model.model or "the bundled model"),
             f"choose --model, such as {INSTRUCT_MODELS}, or --template default",
         )
+    if form.problem is not None:
+        raise form.problem
     talk = Conversation(options.load(model), form, sampling, system=system)
     _Console(talk, is_terminal=sys.stdin.isatty()).run()
 
@@ -74,7 +76,7 @@ class Conversation:
     """The messages so far, and the model that answers them."""
 
     model: "Model"
-    form: "ChatFormat"
+    form: "ChatTemplate"
     params: SamplingParams
     system: str | None = None
     turns: list[dict[str, str]] = field(default_factory=list)
@@ -112,10 +114,8 @@ class Conversation:
     def _prepared(self) -> "PreparedRequest":
         from dataclasses import replace
 
-        from starcoder.server.templates import encode
-
-        tokens = tuple(encode(self.messages(), self.form, self.model.tokenizer))
-        params = replace(self.params, stop=(*self.form.stop, *self.params.stop))
+        tokens = tuple(self.form.encode_prompt(self.messages(), self.model.tokenizer))
+        params = replace(self.params, stop=(*self.form.stops(self.model.tokenizer), *self.params.stop))
         request = CompletionRequest(tokens=tokens, sampling=params)
         try:
             return self.model.engine.prepare(request, fit=True)

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
+from starcoder.chat import INSTRUCT_MODELS, Message, base_model, with_tool_prompt
 from starcoder.errors import StarcoderError
 from starcoder.request import Chunk, Completion, CompletionRequest, TokenLogprob, Usage
 from starcoder.server import openai
@@ -19,8 +20,7 @@ from starcoder.server.codec import (
     ServerInfo,
     sse,
 )
-from starcoder.server.templates import INSTRUCT_MODELS, Turns, base_model, encode
-from starcoder.server.tools import Tools, to_turn, with_tool_prompt
+from starcoder.server.tools import Tools
 
 
 def _joined(content: object) -> object:
@@ -30,7 +30,7 @@ def _joined(content: object) -> object:
     return content
 
 
-class Message(Body):
+class TurnBody(Body):
     role: str
     content: Annotated[str, BeforeValidator(_joined)] = ""
     tool_calls: tuple[Any, ...] = ()
@@ -40,7 +40,7 @@ class ChatBody(CompletionFields, wire={"max_tokens": ("max_completion_tokens",)}
     """Body of `/v1/chat/completions`."""
 
     model: str = ""
-    messages: list[Message]
+    messages: list[TurnBody]
     logprobs: bool = False
     top_logprobs: int | None = None
     tools: tuple[Any, ...] = ()
@@ -53,10 +53,10 @@ def read(data: object, info: ServerInfo) -> "ChatExchange":
     """Parse a chat request. Raises: HTTPError, RequestError: what is wrong with it."""
     body = ChatBody.read(data)
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    turns = [to_turn(turn.model_dump()) for turn in body.messages]
+    turns: list[Message] = [turn.model_dump() for turn in body.messages]
     tools = Tools.read(body.tools, body.tool_choice)
     if tools is not None:
-        turns = with_tool_prompt(turns, tools) if turns else turns
+        turns = with_tool_prompt(turns, tools.instructions()) if turns else turns
     request = ask(body, turns, info, logprobs=logprobs)
     if tools is not None and request.sampling.grammar is not None:
         raise HTTPError("`tools` and a form of the answer exclude each other", "send one of the two")
@@ -67,7 +67,12 @@ def read(data: object, info: ServerInfo) -> "ChatExchange":
 
 
 def ask(
-    body: CompletionFields, turns: Turns, info: ServerInfo, *, logprobs: int | None = None, **changes: Any
+    body: CompletionFields,
+    turns: Sequence[Message],
+    info: ServerInfo,
+    *,
+    logprobs: int | None = None,
+    **changes: Any,
 ) -> CompletionRequest:
     """The request for the next turn of the assistant. Raises: HTTPError: a base model, or no messages."""
     chat = info.chat
@@ -78,9 +83,9 @@ def ask(
         )
     if not turns:
         raise HTTPError("`messages` is empty", "send at least one")
-    changes["stop"] = (*body.given.get("stop", ()), *chat.stop)
+    changes["stop"] = (*body.given.get("stop", ()), *chat.stops(info.tokenizer))
     params = body.params(default_max_tokens=info.default_max_tokens, logprobs=logprobs, **changes)
-    return body.encoded(encode(turns, chat, info.tokenizer), params)
+    return body.encoded(chat.encode_prompt(turns, info.tokenizer), params)
 
 
 @dataclass

@@ -15,6 +15,7 @@ from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic import create_model as _create_model
 
 from starcoder import layouts
+from starcoder.chat import ChatTemplate
 from starcoder.errors import CapacityError, StarcoderError
 from starcoder.prompts import MARKER, split_marker
 from starcoder.request import (
@@ -30,7 +31,6 @@ from starcoder.server.settings import Compat
 
 if TYPE_CHECKING:
     from starcoder.prepare.attribution import Index
-    from starcoder.server.templates import ChatFormat
     from starcoder.tokenizer import Tokenizer
 
 Json = dict[str, object] | list[object]
@@ -84,7 +84,7 @@ class ServerInfo:
     compat: Compat = "lenient"
     trust_prompts: bool = False  # raw prompts with sentinels go to the model as they are
     default_max_tokens: int = 256  # where neither a request nor its contract names a limit
-    chat: "ChatFormat | None" = None  # None: a base model
+    chat: ChatTemplate | None = None  # None: a base model
     attribution: "Index | None" = None  # source files whose spans are reported
 
     @property

@@ -12,7 +12,7 @@ from typing import Any
 
 from starcoder.errors import CapacityError, StarcoderError
 from starcoder.request import Chunk, Completion, CompletionRequest, FinishReason, Usage
-from starcoder.server import chat, schemas, tools
+from starcoder.server import chat, schemas
 from starcoder.server.codec import (
     Body,
     CompletionFields,
@@ -54,7 +54,7 @@ class OllamaChatBody(Body):
     """Body of `/api/chat`."""
 
     model: str = ""
-    messages: tuple[chat.Message, ...] = ()
+    messages: tuple[chat.TurnBody, ...] = ()
     options: Options = Options()
     format: dict[str, Any] | str | None = None
     stream: bool = True
@@ -96,7 +96,7 @@ def read_chat(data: object, info: ServerInfo) -> "OllamaExchange":
     body = OllamaChatBody.read(data)
     if not body.messages:
         return OllamaExchange([], body.stream, info, is_chat=True)
-    turns = [tools.to_turn(message.model_dump()) for message in body.messages]
+    turns = [message.model_dump() for message in body.messages]
     options = _with_format(body.options, body.format)
     request = chat.ask(options, turns, info, **_limit(options, info))
     return OllamaExchange([request], body.stream, info, is_chat=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 import uvicorn
 from fastapi import FastAPI
 
+from starcoder.chat import ChatTemplate
 from starcoder.engine.local import Model
 from starcoder.errors import ConfigError, StarcoderError
 from starcoder.prepare.attribution import Index
@@ -15,7 +16,6 @@ from starcoder.server import app
 from starcoder.server.codec import ServerInfo
 from starcoder.server.metrics import Metrics
 from starcoder.server.settings import ServerSettings
-from starcoder.server.templates import ChatFormat
 from starcoder.server.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -51,12 +51,12 @@ class Server:
             model=name,
             tokenizer=model.tokenizer,
             context_length=model.engine.context_length,
-            aliases=_aliases(name, _NAMES[model.tokenizer.sentinels.style]),
+            aliases=_aliases(name, _NAMES.get(model.tokenizer.sentinels.style, "")),
             compat=settings.compat,
             trust_prompts=settings.trust_prompts,
             default_max_tokens=min(settings.default_max_tokens, model.engine.context_length // 2),
             attribution=attribution,
-            chat=ChatFormat.find(chat_template, folder or Path(), model.tokenizer),
+            chat=ChatTemplate.find(chat_template, folder, model.tokenizer),
         )
         self.metrics = Metrics()
         self.worker = self.metrics.worker = Worker(

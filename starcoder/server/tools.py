@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from starcoder.chat import tool_prompt
 from starcoder.request import Grammar
 from starcoder.server.codec import HTTPError
 from starcoder.server.schemas import ANY_OBJECT, json_grammar
@@ -66,10 +67,7 @@ class Tools:
 
     def instructions(self) -> str:
         """Instructions for the model, a part of the system message."""
-        listed = "\n".join(json.dumps(function, ensure_ascii=False) for function in self.functions)
-        when = "Answer" if self.is_required else "To call one, answer"
-        form = '{"name": NAME, "arguments": {...}}'
-        return f"You can call these functions:\n{listed}\n{when} with nothing but {form}."
+        return tool_prompt(self.functions, is_required=self.is_required)
 
     def call(self, text: str) -> dict[str, Any] | None:
         """The call that an answer is, in OpenAI's words; None: it is plain text."""
@@ -93,31 +91,3 @@ def _function(tool: object) -> dict[str, Any]:
     if not isinstance(function.get("parameters") or {}, dict):
         raise HTTPError(f"the parameters of {function['name']!r} are no JSON schema")
     return function
-
-
-def to_turn(message: dict[str, Any]) -> dict[str, str]:
-    """A message as templates know it: calls and results of tools become text."""
-    role, content = str(message["role"]), str(message.get("content") or "")
-    calls = [_format_call(call) for call in message.get("tool_calls") or ()]
-    if calls:
-        content = "\n".join([*([content] if content else []), *calls])
-    if role in ("tool", "function"):
-        return {"role": "user", "content": f"Result of the function:\n{content}"}
-    return {"role": "system" if role == "developer" else role, "content": content}
-
-
-def _format_call(call: object) -> str:
-    function = call.get("function") if isinstance(call, dict) else None
-    if not isinstance(function, dict):
-        raise HTTPError("`tool_calls` holds something that is no call")
-    arguments = function.get("arguments")
-    shown = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
-    return f'{{"name": {json.dumps(function.get("name"))}, "arguments": {shown}}}'
-
-
-def with_tool_prompt(turns: Sequence[dict[str, str]], tools: Tools) -> list[dict[str, str]]:
-    """The turns with the tools explained in the system message."""
-    prompt = tools.instructions()
-    if turns and turns[0]["role"] == "system":
-        return [{"role": "system", "content": f"{turns[0]['content']}\n\n{prompt}"}, *turns[1:]]
-    return [{"role": "system", "content": prompt}, *turns]

@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
-from starcoder.errors import ConfigError
+from starcoder.chat import ChatTemplate, Message
+from starcoder.errors import ConfigError, RequestError
 from starcoder.tokenizer import Tokenizer
-from starcoder.train.dialogues import ChatTemplate
 from starcoder.train.documents import PLAIN, FimSettings, Frame, cut_piece, syntax_spans
 from starcoder.train.packing import MIN_PIECE_TOKENS
 from starcoder.train.sources import Row, Shape
@@ -184,8 +184,33 @@ class Dialogues:
     column: str
 
     def __call__(self, row: Row, room: int, rng: random.Random) -> list[Example]:
-        tokens, learnt = self.template.encode(row.get(self.column), self.tokenizer)
+        messages = read_messages(row.get(self.column))
+        try:
+            tokens, learnt = self.template.encode_dialogue(messages, self.tokenizer)
+        except RequestError as error:
+            raise ConfigError(error.message, error.hint) from None
         return _cut_to(tokens, learnt, room)
+
+
+_ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
+
+
+def read_messages(value: object) -> list[Message]:
+    """Messages with `role` and `content`; `from` and `value` are read as well."""
+    if not isinstance(value, list) or not value:
+        raise ConfigError(f"messages are {value!r:.80}; expected a list of them", "each has role and content")
+    messages: list[Message] = []
+    for message in value:
+        if not isinstance(message, dict):
+            raise ConfigError(f"a message is {message!r:.80}; expected an object", "with role and content")
+        role, content = message.get("role", message.get("from")), message.get("content", message.get("value"))
+        if not isinstance(role, str) or not isinstance(content, str):
+            raise ConfigError(
+                f"a message has the keys {', '.join(map(repr, message))}; expected role and content",
+                "both are texts",
+            )
+        messages.append({"role": _ROLES.get(role, role), "content": content})
+    return messages
 
 
 def choose(

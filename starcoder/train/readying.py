@@ -13,13 +13,13 @@ from rich.console import Console
 
 from starcoder import checkpoint
 from starcoder.adapters import Adapter
+from starcoder.chat import ChatTemplate, tokens_of
 from starcoder.checkpoint.adapter import add_adapter
 from starcoder.errors import ConfigError
 from starcoder.model import Transformer
 from starcoder.tokenizer import Tokenizer
 from starcoder.train import bins, loop, survey
 from starcoder.train.device import choose_device, choose_precision
-from starcoder.train.dialogues import STARCHAT, STARCHAT_TOKENS, ChatTemplate, tokens_of
 from starcoder.train.examples import Code, Example, Format, by_repository, choose
 from starcoder.train.growing import add_noise, grow
 from starcoder.train.losses import sum_loss
@@ -212,22 +212,19 @@ def _tokenizer(
     tokenizer = Tokenizer.load(folder)
     if sources.shape.kind != "messages":
         return folder, tokenizer, None, ()
-    if recipe.form.chat_template is not None:
-        try:
-            source = Path(recipe.form.chat_template).read_text("utf-8")
-        except OSError as error:
-            raise ConfigError(f"cannot read {recipe.form.chat_template!r}: {error.strerror}") from None
-        new = tokens_of(source)
-    elif tokenizer.chat_template:
-        source, new = tokenizer.chat_template, ()
-    else:
-        source, new = STARCHAT, STARCHAT_TOKENS
+    template = ChatTemplate.find(recipe.form.chat_template, folder, tokenizer)
+    if template is not None and template.problem is not None:
+        raise template.problem
+    is_own = template is not None and recipe.form.chat_template is None
+    if template is None:  # a base model learns StarChat's format
+        template = ChatTemplate.find("no_system", folder, tokenizer)
+    assert template is not None, "StarChat's format is always there"
+    new = () if is_own else tokens_of(template.source)
     missing = [text for text in new if text not in tokenizer.special_tokens]
     is_first = group is None or group.rank == 0
     chosen = Path(recipe.output) / "tokenizer" if is_first else Path(tempfile.mkdtemp())
-    grown = add_tokens(folder, chosen, new, source)
-    ids = tuple(grown.special_tokens[text] for text in missing)
-    return chosen, grown, ChatTemplate.of(source), ids
+    grown = add_tokens(folder, chosen, new, None if is_own else template.source)
+    return chosen, grown, template, tuple(grown.special_tokens[text] for text in missing)
 
 
 def _grouped(sources: Sources, form: Format, seed: int) -> Sources:

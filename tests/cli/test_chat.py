@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from starcoder.chat import ChatTemplate
 from starcoder.cli import main
 from starcoder.cli.chat import Conversation
 from starcoder.engine import local
 from starcoder.errors import RequestError
 from starcoder.request import CompletionRequest, SamplingParams
-from starcoder.server.templates import ChatFormat, encode
 
 TEMPLATE = (
     "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
@@ -41,7 +41,7 @@ def converse(monkeypatch, folder, text, *options):
 
 def begin(folder, **params):
     model = local.load(folder)
-    form = ChatFormat.find(None, folder, model.tokenizer)
+    form = ChatTemplate.find(None, folder, model.tokenizer)
     return Conversation(model, form, SamplingParams(**params))
 
 
@@ -49,8 +49,8 @@ def test_a_script_gets_one_answer_a_line(chatting, monkeypatch, capsys):
     assert converse(monkeypatch, chatting, "Hello\n") == 0
     out = capsys.readouterr().out
     model = local.load(chatting)
-    form = ChatFormat.find(None, chatting, model.tokenizer)
-    tokens = tuple(encode([{"role": "user", "content": "Hello"}], form, model.tokenizer))
+    form = ChatTemplate.find(None, chatting, model.tokenizer)
+    tokens = tuple(form.encode_prompt([{"role": "user", "content": "Hello"}], model.tokenizer))
     request = CompletionRequest(tokens=tokens, sampling=SamplingParams(max_tokens=8))
     assert out == "".join(chunk.text for chunk in model.generate([request])) + "\n"
 

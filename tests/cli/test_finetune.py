@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from starcoder import checkpoint
+from starcoder.chat import ChatTemplate
 from starcoder.checkpoint.adapter import load_adapter
 from starcoder.cli import build, main
 from starcoder.cli.finetune import FinetuneOptions, _recipe
@@ -151,6 +152,33 @@ def chat_data(folder: Path) -> Path:
     talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes."}]
     data.write_text(f"{json.dumps({'messages': talk})}\n" * 20)
     return data
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("dialogue_template.json", json.dumps({"system": "Be kind.", "user_token": "### Ask:"})),
+        (
+            "chat_template.jinja",
+            "{% for m in messages %}{{ m.role }}={{ m.content }};{% endfor %}"
+            "{% if add_generation_prompt %}assistant={% endif %}",
+        ),
+    ],
+)
+def test_a_models_own_chat_template_is_trained_with_and_survives(
+    folder: Path, tmp_path: Path, name: str, content: str, method: str
+) -> None:
+    (folder / name).write_text(content)
+    tokenizer, run = Tokenizer.load(folder), tmp_path / "run"
+    before = ChatTemplate.find(None, folder, tokenizer)
+    assert before is not None
+    assert finetune(folder, chat_data(tmp_path), run, "--method", method, "--max-steps", "1") == 0
+    after = ChatTemplate.find(None, run, Tokenizer.load(run))
+    assert after == before
+    (sample, *_) = (json.loads(line) for line in (run / "samples.jsonl").read_text().split("\n") if line)
+    turns = [{"role": "user", "content": "Hi"}]
+    assert sample["prompt"] == before.render(turns, add_generation_prompt=True)
 
 
 def answers(model: Path, *options: str) -> str:

@@ -5,9 +5,9 @@ import random
 import pytest
 from rich.console import Console
 
+from starcoder.chat import DIALOGUES, ChatTemplate
 from starcoder.errors import ConfigError
 from starcoder.tokenizer import Tokenizer
-from starcoder.train.dialogues import STARCHAT, STARCHAT_TOKENS, ChatTemplate
 from starcoder.train.documents import FimSettings, syntax_spans
 from starcoder.train.examples import Example, FormatSettings, by_repository, choose
 from starcoder.train.sources import Row, Shape
@@ -15,6 +15,7 @@ from starcoder.train.survey import colored, survey
 from starcoder.train.vocabulary import add_tokens
 from tests.tiny import make_tokenizer
 
+STARCHAT = DIALOGUES["no_system"].source
 NO_FIM = FimSettings(rate=0)
 PAIR = Shape("pair", ("question", "answer"))
 CODE = Shape("text", ("content",))
@@ -38,7 +39,9 @@ def v2(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 def chatty(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     folder = tmp_path_factory.mktemp("chat")
     make_tokenizer("starcoder", folder)
-    return add_tokens(folder, folder, (*STARCHAT_TOKENS, "<|im_start|>", "<|im_end|>"), STARCHAT)
+    return add_tokens(
+        folder, folder, (*DIALOGUES["no_system"].tokens, "<|im_start|>", "<|im_end|>"), STARCHAT
+    )
 
 
 def learnt(example: Example, tokenizer: Tokenizer) -> str:
@@ -56,7 +59,7 @@ def make(
     chat: str | None = None,
     **settings: object,
 ) -> list[Example]:
-    template = None if chat is None else ChatTemplate.of(chat)
+    template = None if chat is None else ChatTemplate(source=chat, tokens={"eos_token": "<|endoftext|>"})
     columns = [*row, *(["path"] if "files" in row else [])]
     form = choose(shape, columns, tokenizer, fim, FormatSettings(**settings), template)  # type: ignore[arg-type]
     return form(row, room, random.Random(seed))
@@ -143,7 +146,11 @@ def test_other_templates_and_key_names_are_read(chatty: Tokenizer) -> None:
     (example,) = make(chatty, {"conversations": talk}, shape, chat=CHATML)
     assert learnt(example, chatty) == "Yes.<|im_end|><|endoftext|>"
     assert example.tokens.count(chatty.special_tokens["<|im_end|>"]) == 2, "not the one the user wrote"
-    marked = CHATML.replace("{{ m.content }}", "{% generation %}{{ m.content }}{% endgeneration %}")
+    marked = CHATML.replace(
+        "{{ m.content }}",
+        "{% if m.role == 'assistant' %}{% generation %}{{ m.content }}{% endgeneration %}"
+        "{% else %}{{ m.content }}{% endif %}",
+    )
     assert make(chatty, {"conversations": talk}, shape, chat=marked) == [example]
     own_end = "{% for m in messages %}{{ m.role }}: {{ m.content }}{% endfor %}{{ eos_token }}"
     (ended,) = make(chatty, {"conversations": talk}, shape, chat=own_end)
@@ -307,7 +314,7 @@ def test_data_that_is_all_masked_or_not_masked_at_all_is_refused(v1: Tokenizer, 
         chatty,
         NO_FIM,
         FormatSettings(),
-        ChatTemplate.of(STARCHAT),
+        ChatTemplate(source=STARCHAT),
     )
     with pytest.raises(ConfigError, match="nothing would be learnt"):
         survey([users], talk, 64)
