@@ -3,9 +3,9 @@
     git clone --branch v3.28.0 --depth 1 https://github.com/spdx/license-list-XML
     python scripts/make_licenses.py license-list-XML 3.28.0
 
-The list's texts are facts about licenses (CC0-1.0 where they are protected at all). One line is one license or
-exception: kind, identifier, name, "deprecated" or nothing, words. `?word` may be missing; `*n` stands for up
-to n words of any kind, `~word` for a word that may come in addition.
+The list is data under CC0-1.0. One line is one license or exception: kind, identifier, name, "deprecated" or
+nothing, words. `?word` may be missing; `*n` stands for up to n words of any kind, `~word` for a word that may
+come in addition.
 """
 
 import lzma

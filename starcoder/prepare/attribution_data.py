@@ -9,14 +9,7 @@ from typing import TYPE_CHECKING
 from starcoder.errors import ConfigError, MissingExtraError
 from starcoder.files import read_jsonl
 from starcoder.prepare.attribution import Document
-from starcoder.repos.licenses import (
-    MAX_LICENSE_BYTES,
-    UNKNOWN,
-    is_license_file,
-    license_of_header,
-    license_of_path,
-    license_of_text,
-)
+from starcoder.repos.licenses import UNKNOWN, license_of_file, licenses_of_tree
 
 if TYPE_CHECKING:
     Row = Mapping[str, object]
@@ -76,27 +69,18 @@ def _parquet_rows(file: Path) -> "Iterator[Row]":
 
 
 def _source_files(folder: Path) -> Iterator[Document]:
-    licenses: dict[str, str] = {}
+    paths: list[str] = []
     for current, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         if "documents.npy" in names and "index.json" in names:
             continue  # an index of ours
-        where = Path(current).relative_to(folder).as_posix()
-        _note_license(Path(current), sorted(names), "" if where == "." else where, licenses)
-        for name in sorted(names):
-            text = _source_text(Path(current, name))
-            if text is not None:
-                path = Path(where, name).as_posix()
-                license = license_of_header(text) or license_of_path(path, licenses)
-                yield Document(path=path, text=text, repository=folder.resolve().name, license=license)
-
-
-def _note_license(folder: Path, names: list[str], where: str, licenses: dict[str, str]) -> None:
-    for name in names:
-        text = _source_text(folder / name) if is_license_file(name) else None
-        license = license_of_text(text[:MAX_LICENSE_BYTES]) if text else None
-        if license:
-            licenses.setdefault(where, license)
+        paths += [Path(current, name).relative_to(folder).as_posix() for name in sorted(names)]
+    licenses = licenses_of_tree(paths, lambda path: _source_text(folder / path) or "")
+    for path in paths:
+        text = _source_text(folder / path)
+        if text is not None:
+            license = license_of_file(path, text, licenses)
+            yield Document(path=path, text=text, repository=folder.resolve().name, license=license)
 
 
 def _source_text(path: Path) -> str | None:

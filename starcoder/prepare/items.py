@@ -10,7 +10,7 @@ from starcoder.prepare.ignore import Rule, attribute_rules, said_of
 from starcoder.prepare.settings import PrepareSettings
 from starcoder.prepare.texts import decode, is_vendored
 from starcoder.repos.languages import language_of
-from starcoder.repos.licenses import MAX_LICENSE_BYTES, is_license_file, license_of_text
+from starcoder.repos.licenses import MAX_LICENSE_BYTES, licenses_of_tree
 
 MAX_COMMIT_FILE_BYTES = 50_000  # of a file that a commit changes
 
@@ -22,7 +22,7 @@ class Repository:
     name: str
     folder: str
     revision: str = ""
-    licenses: dict[str, str] = field(default_factory=dict)  # by folder, "" the root
+    licenses: dict[str, str] = field(default_factory=dict)  # of `licenses_of_tree`
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,17 +92,17 @@ def _reason(item: Item, rules: list[Rule], settings: PrepareSettings) -> str | N
 
 
 def _about(folder: Path, files: list[Item], blobs: git.Blobs) -> tuple[list[Rule], dict[str, str]]:
-    """What the repository says of its files: .gitattributes, and LICENSE texts by folder."""
+    """What the repository says of its files: .gitattributes, and licenses by path."""
     rules: list[Rule] = []
-    licenses: dict[str, str] = {}
-    for item in files:
-        name, parent = PurePosixPath(item.path).name, item.path.rpartition("/")[0]
-        if item.size > MAX_LICENSE_BYTES:
-            continue
-        if name == ".gitattributes":
-            rules += attribute_rules(_text_of(folder, item, blobs), f"{parent}/" if parent else "")
-        elif is_license_file(item.path) and (license := license_of_text(_text_of(folder, item, blobs))):
-            licenses.setdefault(parent, license)
+    small = {item.path: item for item in files if item.size <= MAX_LICENSE_BYTES}
+    for item in small.values():
+        if PurePosixPath(item.path).name == ".gitattributes":
+            folder_name = item.path.rpartition("/")[0]
+            rules += attribute_rules(_text_of(folder, item, blobs), f"{folder_name}/" if folder_name else "")
+    paths = [item.path for item in files]
+    licenses = licenses_of_tree(
+        paths, lambda path: _text_of(folder, small[path], blobs) if path in small else ""
+    )
     return rules, licenses
 
 

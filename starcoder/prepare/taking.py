@@ -21,7 +21,7 @@ from starcoder.prepare.secrets import mask
 from starcoder.prepare.settings import PrepareSettings
 from starcoder.prepare.texts import decode, generated
 from starcoder.repos.languages import language_of
-from starcoder.repos.licenses import is_wanted, license_of_header, license_of_path
+from starcoder.repos.licenses import is_wanted, license_of_file
 from starcoder.tokenizer import Tokenizer
 
 _CONVERTED = ("notebook", "commit", "issue")
@@ -105,8 +105,8 @@ class Taker:
         document = self._document(repository, item, blobs)
         if isinstance(document, str):
             return document
-        license = license_of_header(document.content) if item.kind == "file" else None
-        license = license or license_of_path(item.path, repository.licenses)
+        content = document.content if item.kind == "file" else ""
+        license = license_of_file(item.path, content, repository.licenses)
         if not is_wanted(license, self.settings.allow_license, self.settings.deny_license):
             return "license"
         if self.benchmarks.holds_any_of(document.content):

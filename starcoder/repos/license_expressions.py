@@ -41,11 +41,11 @@ _ALIASES = {
     PROPRIETARY: "proprietary; unlicensed; commercial; other proprietary",
 }
 _GNU_NAMES = {
-    "GPL": ("gpl", "gnu gpl", "gnu general public", "general public"),
-    "LGPL": ("lgpl", "gnu lgpl", "gnu lesser general public", "lesser general public", "gnu library or lesser "
-             "general public", "gnu library general public"),
-    "AGPL": ("agpl", "gnu agpl", "gnu affero general public", "affero general public"),
-}  # fmt: skip
+    "GPL": "gpl; gnu gpl; gnu general public; general public",
+    "LGPL": "lgpl; gnu lgpl; gnu lesser general public; lesser general public; gnu library general public; "
+    "gnu library or lesser general public",
+    "AGPL": "agpl; gnu agpl; gnu affero general public; affero general public",
+}
 _LATER = ("or later", "or newer", "or any later", "or above", "or greater", "or at your option any later")
 
 
@@ -58,7 +58,9 @@ class _Node:
     name: str = ""
 
     def __str__(self) -> str:
-        inner = (f"({part})" if part.word == "OR" and self.word == "AND" else str(part) for part in self.parts)
+        inner = (
+            f"({part})" if part.word == "OR" and self.word == "AND" else str(part) for part in self.parts
+        )
         return f" {self.word} ".join(inner) if self.word else self.name
 
 
@@ -252,10 +254,10 @@ def _known_names() -> dict[str, str]:
     for family, called in _GNU_NAMES.items():
         for version in {"GPL": ("1", "2", "3"), "LGPL": ("2", "2 1", "3"), "AGPL": ("1", "3")}[family]:
             number = version.replace(" ", ".") if " " in version else f"{version}.0"
-            for name in called:
+            for name in called.split("; "):
                 known[f"{name} {version}"] = known[f"{name} {version} only"] = f"{family}-{number}-only"
                 known.update({f"{name} {version} {later}": f"{family}-{number}-or-later" for later in _LATER})
     for identifier, called_so in _ALIASES.items():
-        known.update({name: identifier for name in called_so.split("; ")})
+        known.update(dict.fromkeys(called_so.split("; "), identifier))
     known.pop("", None)
     return known

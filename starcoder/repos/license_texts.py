@@ -1,8 +1,8 @@
 """Recognizes license texts by comparing them whole with every text of the SPDX list.
 
-Candidates are the texts most of whose words are there; each is aligned with the text word by word, and the one
-that leaves the least unexplained wins. A difference in a word that changes what a license says (not, only,
-except, commercial, ...) is never forgiven, so that a changed license is unknown and not its original.
+Candidates are the texts most of whose words are there; each is aligned with the text word by word, and the
+one that leaves the least unexplained wins. A difference in a word that changes what a license says (not,
+only, except, commercial, ...) is never forgiven, so that a changed license is unknown and not its original.
 """
 
 import importlib.resources
@@ -22,18 +22,22 @@ _MAX_DIFFERENCE = 0.05  # share of a template's words that may be missing, added
 _MAX_PARTS = 12  # licenses in one text
 # Words whose absence or presence changes what is allowed.
 _TELLING = frozenset(
-    "not no nor never only except unless without must shall may commercial noncommercial nonprofit prohibited "
-    "forbidden military nuclear evil good ethical advertising written permission source fee royalty evaluation "
-    "noncommercially commercially nonproduction personal internal educational limited trial "
-    "competing production sublicense sell modified unmodified modify perpetual academic research private".split()
+    words_of("""
+    not no nor never only except unless without must shall may commercial noncommercial nonprofit prohibited
+    forbidden military nuclear evil good ethical advertising written permission source fee royalty evaluation
+    noncommercially commercially nonproduction personal internal educational limited trial competing
+    production sublicense sell modified unmodified modify perpetual academic research private
+    """)
 )
 # Of these, those that no name in the place of a holder's has.
-_REFUSING = frozenset("not no nor except unless must shall may only prohibited forbidden".split())
+_REFUSING = frozenset(words_of("not no nor except unless must shall may only prohibited forbidden"))
 # Words of legal text. Many of them outside of every recognized license: there is another one.
 _LEGAL = frozenset(
-    "license licensed licensor licensee licenses permission permitted prohibited granted grant rights conditions "
-    "condition restriction restrictions redistribution redistributions shall commercial warranty liability "
-    "sublicense terms agreement".split()
+    words_of("""
+    license licensed licensor licensee licenses permission permitted prohibited granted grant rights
+    conditions condition restriction restrictions redistribution redistributions shall commercial warranty liability
+    sublicense terms agreement
+    """)
 )
 _MAX_LEGAL = 8
 
@@ -120,7 +124,7 @@ def _best(words: tuple[str, ...]) -> Match | None:
             candidates.append((missing + template.words_away(len(words)), template))
     candidates.sort(key=lambda one: (one[0], -one[1].num_required))
     best: tuple[tuple[int, bool, int, int], Match] | None = None
-    # Of a long text with several licenses the longest candidate is another than of a text that is one license.
+    # Where a text holds several licenses, its length says nothing: the longest ones are tried as well.
     longest = sorted(candidates, key=lambda one: -one[1].num_required)[: _MAX_ALIGNED // 2]
     for _, template in [*candidates[:_MAX_ALIGNED], *longest]:
         match = _aligned(template, words)
@@ -171,8 +175,9 @@ def _aligned(template: Template, words: tuple[str, ...]) -> Match | None:
         return None
     num_equal = sum(block[2] - block[1] for block in equal)
     first, last = equal[0][3], equal[-1][4]
-    before = [word for tag, _, _, j1, j2 in blocks if tag != "equal" for word in words[max(j1, first) : min(j2, start)]]
-    after = [word for tag, _, _, j1, j2 in blocks if tag != "equal" for word in words[max(j1, end) : min(j2, last)]]
+    unexplained = [(j1, j2) for tag, _, _, j1, j2 in blocks if tag != "equal"]
+    before = [word for j1, j2 in unexplained for word in words[max(j1, first) : min(j2, start)]]
+    after = [word for j1, j2 in unexplained for word in words[max(j1, end) : min(j2, last)]]
     start = start if is_legal(before) else min(first, start)
     end = end if is_legal(after) else max(last, end)
     confidence = 1 - cost / template.num_required

@@ -18,7 +18,6 @@ from starcoder.prepare.shards import family_tokens
 from starcoder.prepare.taking import Row
 from starcoder.prepare.texts import decode, generated, is_vendored
 from starcoder.repos.languages import language_of, languages
-from starcoder.repos.licenses import is_wanted, license_of_header, license_of_path, license_of_text
 from starcoder.tokenizer import Tokenizer
 from tests.prepare.repositories import git as git_run
 
@@ -113,30 +112,6 @@ def test_later_attributes_win():
     assert said_of("lib/a/b.js", rules) == {"linguist-generated": True}
     assert said_of("lib/own.js", rules) == {"linguist-generated": False}
     assert said_of("b.js", rules) == {}
-
-
-@pytest.mark.parametrize(
-    ("text", "license"),
-    [
-        ("Apache License\n  Version 2.0, January 2004", "Apache-2.0"),
-        ("Redistribution and use in source and binary forms ... to endorse or promote", "BSD-3-Clause"),
-        ("GNU GENERAL PUBLIC LICENSE\n Version 3, 29 June 2007", "GPL-3.0"),
-        ("All rights reserved.", None),
-    ],
-)
-def test_licenses_by_text(text, license):
-    assert license_of_text(text) == license
-
-
-def test_licenses_by_header_and_nearest_folder():
-    assert license_of_header("// SPDX-License-Identifier: (MIT OR Apache-2.0)\n") == "MIT OR Apache-2.0"
-    assert license_of_header("/* SPDX-License-Identifier: GPL-2.0-only */") == "GPL-2.0-only"
-    folders = {"": "MIT", "lib": "GPL-3.0"}
-    assert [license_of_path(p, folders) for p in ("a.py", "lib/x/a.py")] == ["MIT", "GPL-3.0"]
-    assert license_of_path("a.py", {}) == "unknown"
-    assert is_wanted("BSD-3-Clause", ["bsd-*"], [])
-    assert not is_wanted("GPL-3.0", [], ["*GPL*"])
-    assert not is_wanted("unknown", ["MIT"], [])
 
 
 @pytest.mark.parametrize(
