@@ -35,7 +35,8 @@ _REFUSING = frozenset(words_of("not no nor except unless must shall may only pro
 _LEGAL = frozenset(
     words_of("""
     license licensed licensor licensee licenses permission permitted prohibited granted grant rights
-    conditions condition restriction restrictions redistribution redistributions shall commercial warranty liability
+    conditions condition restriction restrictions redistribution redistributions shall commercial
+    warranty liability
     sublicense terms agreement
     """)
 )
