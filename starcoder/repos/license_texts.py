@@ -246,7 +246,9 @@ def _template(identifier: str, marked: str, *, is_exception: bool, is_deprecated
 @cache
 def names() -> Names:
     """All identifiers of the list."""
-    licenses, exceptions, deprecated = {}, {}, set()
+    licenses: dict[str, str] = {}
+    exceptions: dict[str, str] = {}
+    deprecated: set[str] = set()
     for kind, identifier, name, is_deprecated, _ in _rows():
         (licenses if kind == "license" else exceptions)[identifier] = name
         if is_deprecated:
