@@ -65,9 +65,7 @@ def tree(tmp_path):
             FUNCTION.format(name=rng.choice(WORDS) + word, n=rng.randrange(1000)) for _ in range(6)
         )
         (folder / f"{word}{number}.py").write_text(body)
-    (root / "LICENSE").write_text(
-        "Permission is hereby granted, free of charge, to\nThe Software is provided"
-    )
+    (root / "LICENSE").write_text("This project is free for all.\nIt is licensed under the MIT License.\n")
     return root
 
 
