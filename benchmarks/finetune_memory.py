@@ -90,7 +90,7 @@ def peak_bytes(case: Case) -> int:
     import torch
 
     torch.set_num_threads(1)
-    from starcoder.adapters import AdapterSettings
+    from starcoder.adapters.settings import AdapterSettings
     from starcoder.checkpoint.adapter import add_adapter
     from starcoder.model import Transformer
     from starcoder.quantize import quantize
@@ -99,6 +99,7 @@ def peak_bytes(case: Case) -> int:
     from starcoder.train.keeping import keeping
     from starcoder.train.losses import sum_loss
     from starcoder.train.packing import stack
+    from starcoder.train.settings import OptimizerSettings
 
     model = Transformer(shape(case))
     model.initialize(torch.Generator().manual_seed(0))
@@ -113,7 +114,7 @@ def peak_bytes(case: Case) -> int:
     length = case.document or case.seq_length
     size = case.micro_batch, case.seq_length // length, length + 1
     batch = stack(torch.randint(0, model.config.vocab_size, size).tolist(), case.seq_length, 0)
-    optimizers = optim.build(model, optim.OptimizerSettings())
+    optimizers = optim.build(model, OptimizerSettings())
     with keeping(model), trimming(model):
         for micro_batches in (1, 2):
             for _ in range(micro_batches):

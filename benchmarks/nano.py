@@ -31,9 +31,9 @@ from starcoder import checkpoint
 from starcoder.model import Transformer
 from starcoder.request import CompletionRequest, Layout, SamplingParams, collect
 from starcoder.tokenizer import Tokenizer
-from starcoder.train.documents import FimSettings
 from starcoder.train.loop import sum_loss
 from starcoder.train.packing import PackedDocuments
+from starcoder.train.settings import FimSettings
 
 RESULTS = Path(__file__).parent / "results" / "nano.json"
 

@@ -77,14 +77,14 @@ def ours(name: str, folder: Path, steps: int) -> dict[str, Any]:
     from rich.console import Console
 
     from starcoder import checkpoint
-    from starcoder.adapters import AdapterSettings
+    from starcoder.adapters.settings import AdapterSettings
     from starcoder.checkpoint.adapter import add_adapter
     from starcoder.tokenizer import Tokenizer
     from starcoder.train import loop
     from starcoder.train.bins import PackedExamples
     from starcoder.train.examples import Example
-    from starcoder.train.optimizer import OptimizerSettings
     from starcoder.train.progress import Progress, read_metrics
+    from starcoder.train.settings import OptimizerSettings
     from starcoder.train.sources import Row, Table
 
     model = checkpoint.load(folder, dtype=torch.float32)

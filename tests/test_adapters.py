@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from starcoder import checkpoint
-from starcoder.adapters import Adapter, AdapterSettings
+from starcoder.adapters.adapter import Adapter
+from starcoder.adapters.settings import AdapterSettings
 from starcoder.errors import CheckpointError, ConfigError
 from starcoder.model import Transformer, causal
 from starcoder.quantize import QuantizedLinear, quantize

@@ -5,10 +5,3 @@ rows of each. Layers that the file keeps in parts are taken apart while the adap
 of adapter is exactly what PEFT makes of transformers' model. `Tables` say where the rows of tokens are that
 learn beside it.
 """
-
-from starcoder.adapters.adapter import Adapter, add, load
-from starcoder.adapters.files import CONFIG, WEIGHTS
-from starcoder.adapters.settings import AdapterSettings, Layout, Parts, Selectable, Tables
-
-__all__ = ["CONFIG", "WEIGHTS", "Adapter", "AdapterSettings", "Layout", "Parts", "Selectable", "Tables"]
-__all__ += ["add", "load"]

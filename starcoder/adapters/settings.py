@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from starcoder.errors import ConfigError
+
+if TYPE_CHECKING:  # the command line reads these settings, and must not wait for torch
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,11 +20,16 @@ class AdapterSettings:
     own words.
     """
 
-    kind: str = "lora"
+    kind: str = field(default="lora", metadata={"flag": "adapter_kind"})
+    """Kind of adapter: lora, dora, rslora, pissa, olora or a method of PEFT."""
     rank: int = 16
+    """Rank of the adapter's matrices."""
     alpha: float = 32.0
+    """Scale of the adapter: its output is multiplied by alpha / rank."""
     dropout: float = 0.0
+    """Share of the adapter's inputs that are dropped at random; doubles what is kept for gradients."""
     targets: tuple[str, ...] = ()
+    """Layers to adapt, by their names in transformers; by default all linear layers except the head."""
     tokens: tuple[int, ...] = ()
     seed: int = 0
     options: Mapping[str, object] = field(default_factory=dict)
@@ -59,7 +65,7 @@ Layout = Mapping[str, Parts]
 class Selectable(Protocol):
     """A linear layer of another kind, such as a quantized one."""
 
-    def select(self, rows: Tensor) -> nn.Module:
+    def select(self, rows: "Tensor") -> "nn.Module":
         """The layer of these output rows."""
 
 
@@ -81,5 +87,5 @@ class Tables:
 class Dequantizable(Protocol):
     """A rounded table."""
 
-    def dequantized(self) -> Tensor:
+    def dequantized(self) -> "Tensor":
         """The floats that it stands for."""

@@ -3,8 +3,9 @@
 import dataclasses
 from pathlib import Path
 
-from starcoder import adapters
-from starcoder.adapters import Adapter, AdapterSettings, Layout, Parts, Tables
+from starcoder.adapters import adapter as adapters
+from starcoder.adapters.adapter import Adapter
+from starcoder.adapters.settings import AdapterSettings, Layout, Parts, Tables
 from starcoder.checkpoint.names import (
     EMBEDDING,
     HEAD,

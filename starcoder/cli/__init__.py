@@ -85,7 +85,7 @@ def _dispatch(arguments: Sequence[str]) -> None:
         for name, summary in _summaries():
             app.command(App(name=name, help=summary))
     try:
-        run, bound, _ = app.parse_args(list(arguments), print_error=False, exit_on_error=False)
+        run, bound, _ = app.parse_args(_with_new_names(arguments), print_error=False, exit_on_error=False)
     except CycloptsError as error:
         raise mistakes.explain(error) from None
     run(*bound.args, **bound.kwargs)
@@ -105,6 +105,22 @@ def _summaries() -> Iterator[tuple[str, str]]:
 
 def _module(verb: str) -> str:
     return verb.replace("-", "_")
+
+
+def _with_new_names(arguments: Sequence[str]) -> list[str]:
+    """The arguments with a verb's former flags under their present names, without those that do nothing."""
+    module = sys.modules.get(f"starcoder.cli.{_module(arguments[0])}") if arguments else None
+    renamed, ignored = getattr(module, "OLD_NAMES", {}), getattr(module, "IGNORED", {})
+    found, left = list[str](), list(arguments)
+    while left:
+        word = left.pop(0)
+        flag, equals, value = word.partition("=")
+        name = flag.removeprefix("--").replace("_", "-") if flag.startswith("--") else ""
+        if name in ignored:
+            del left[: 0 if equals else ignored[name]]
+        else:
+            found.append(f"--{renamed[name]}{equals}{value}" if name in renamed else word)
+    return found
 
 
 def _refuse_unknown_options(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:

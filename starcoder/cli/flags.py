@@ -2,7 +2,8 @@
 
 Every field with a docstring below it is a flag: name, type, default and help come from the class that owns
 them, so the command line repeats none. A field without a docstring, or with a comment only, is for callers
-in Python. A field that is a dataclass itself is expanded in place, under its docstring as the heading.
+in Python. A field that is a dataclass itself is expanded in place, under its docstring as the heading. Where
+a field's name says too little among others, `field(metadata={"flag": "fim_rate"})` names the flag.
 """
 
 import ast
@@ -31,15 +32,12 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class _Flag:
+    name: str
     path: tuple[str, ...]  # the verb's parameter, then fields down to the value
     title: str
     annotation: Any
     default: object
     help: str
-
-    @property
-    def name(self) -> str:
-        return self.path[-1]
 
     def parameter(self, group: Group) -> inspect.Parameter:
         is_shown = self.default is not False and self.default not in ((), frozenset(), None, "")
@@ -130,7 +128,9 @@ def _flags(kind: type, base: object, path: tuple[str, ...], section: Section) ->
             title = Section(help_of[field.name].rstrip("."), section.without)
             nested.append(_flags(inner, default, (*path, field.name), title))
         else:
-            yield _Flag((*path, field.name), section.title, hints[field.name], default, help_of[field.name])
+            name = field.metadata.get("flag", field.name)
+            help_text = help_of[field.name]
+            yield _Flag(name, (*path, field.name), section.title, hints[field.name], default, help_text)
     for flags in nested:
         yield from flags
 

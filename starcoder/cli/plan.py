@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from starcoder import plan as planner
+from starcoder.adapters.settings import AdapterSettings
 from starcoder.cli.plan_finetune import FinetuneQuestion, plan_finetune
 from starcoder.cli.table import aligned, megabytes, parse_size
 from starcoder.config import ModelConfig
@@ -27,7 +28,7 @@ def run(
     finetune: planning.Method | None = None,
     gpus: str | None = None,
     seq_length: int | None = None,
-    rank: int = 16,
+    rank: int = AdapterSettings().rank,
     json: Annotated[bool, Parameter(show_default=False)] = False,
 ) -> None:
     """Tell the bytes of weights, cache and activations, whether they fit, and what does.

@@ -8,9 +8,10 @@ from starcoder import plan as planner
 from starcoder.cli.table import aligned, megabytes, parse_size
 from starcoder.config import ModelConfig
 from starcoder.errors import ConfigError
-from starcoder.train.memory import FinetunePlan, Method, Precision, Setup, fitting, usual_length, ways
+from starcoder.train.memory import FinetunePlan, Method, Setup, fitting, usual_length, ways
 from starcoder.train.memory import longest_seq_length as longest
 from starcoder.train.memory import plan_finetune as plan
+from starcoder.train.settings import Precision
 
 _GPUS = re.compile(r"(?:(\d+)\s*x\s*)?(.+)", re.IGNORECASE)
 

@@ -5,7 +5,7 @@ import time
 import torch
 
 from starcoder.errors import ConfigError
-from starcoder.train.loop import Precision
+from starcoder.train.settings import Precision
 
 _SIZE = 1024  # of the matrices that are multiplied to measure a CPU; a GPU needs larger ones
 _GPU_SIZE = 8192

@@ -25,7 +25,8 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, 
 from torch.distributed.tensor import DTensor
 
 from starcoder import checkpoint
-from starcoder.adapters import Adapter, AdapterSettings
+from starcoder.adapters.adapter import Adapter
+from starcoder.adapters.settings import AdapterSettings
 from starcoder.errors import ConfigError
 from starcoder.model import Transformer
 from starcoder.quantize import Scheme

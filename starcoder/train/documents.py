@@ -17,21 +17,9 @@ from starcoder.errors import ConfigError
 from starcoder.files import read_jsonl
 from starcoder.layouts import FimOrder
 from starcoder.tokenizer import Tokenizer
+from starcoder.train.settings import FimSettings
 
 MAX_CHARACTERS_PER_TOKEN = 12  # an upper bound good enough to encode a window instead of a whole file
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FimSettings:
-    """How often documents are turned into infills, and how many of those are in SPM order.
-
-    `syntax_rate` of the infills of Python lack a whole piece of syntax, the others any span of characters.
-    Source: AST-FIM, arXiv:2506.00204.
-    """
-
-    rate: float = 0.5
-    spm_rate: float = 0.5
-    syntax_rate: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

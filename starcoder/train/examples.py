@@ -13,15 +13,13 @@ from typing import Literal, Protocol
 from starcoder.chat import ChatTemplate, Message
 from starcoder.errors import ConfigError, RequestError
 from starcoder.tokenizer import Tokenizer
-from starcoder.train.documents import PLAIN, FimSettings, Frame, cut_piece, syntax_spans
+from starcoder.train.documents import PLAIN, Frame, cut_piece, syntax_spans
 from starcoder.train.packing import MIN_PIECE_TOKENS
+from starcoder.train.settings import QUESTION, FimSettings, FormatSettings
 from starcoder.train.sources import Row, Shape
-
-Layout = Literal["auto", "plain", "file", "repository"]
 
 _TAGGED = ("notebook", "commit", "issue")  # kinds of `starcoder prepare` that hold tags on purpose
 _HEADER_COLUMNS = {"repo": "repository", "path": "path", "stars": "stars"}
-QUESTION = "Question: {prompt}\n\nAnswer: {completion}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,17 +40,6 @@ class Format(Protocol):
     """Makes examples of one row, none longer than `room` tokens; none that teaches nothing."""
 
     def __call__(self, row: Row, room: int, rng: random.Random) -> list[Example]: ...
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FormatSettings:
-    """How rows become text."""
-
-    layout: Layout = "auto"  # of code: auto shows paths where the rows have them
-    metadata_rate: float = 0.5  # how often repository and path are shown
-    template: str = QUESTION  # of pairs, with {prompt} and {completion} or the columns' own names
-    chat_template: str | None = None  # a jinja file; None: the tokenizer's own, or StarChat's
-    learn_prompts: bool = False  # pairs: learn the question as well as the answer
 
 
 @dataclass(frozen=True, slots=True)

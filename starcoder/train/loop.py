@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -29,10 +29,10 @@ from starcoder.train.keeping import keeping
 from starcoder.train.losses import sum_loss
 from starcoder.train.packing import Batch
 from starcoder.train.progress import Progress
+from starcoder.train.settings import OptimizerSettings, Precision
 
 log = logging.getLogger(__name__)
 
-Precision = Literal["float32", "bfloat16", "float16"]
 Loss = Callable[[Transformer, Batch], Tensor]
 """Summed over what is learnt of the batch (`num_learnt`); the loop divides by the whole step's number."""
 
@@ -114,7 +114,7 @@ def train(
     model: Transformer,
     data: Stream,
     settings: LoopSettings,
-    optimizer_settings: optim.OptimizerSettings,
+    optimizer_settings: OptimizerSettings,
     output: Path,
     *,
     progress: Progress,
@@ -164,7 +164,7 @@ class _Run:
         model: Transformer,
         data: Stream,
         settings: LoopSettings,
-        optimizer_settings: optim.OptimizerSettings,
+        optimizer_settings: OptimizerSettings,
         store: Checkpoints,
         loss: Loss,
         group: Group,

@@ -11,9 +11,9 @@ from typing import Literal
 
 from starcoder.config import ModelConfig
 from starcoder.plan import USABLE_SHARE, Weights, weight_bytes
+from starcoder.train.settings import Precision
 
 Method = Literal["full", "lora", "qlora"]
-Precision = Literal["float32", "bfloat16", "float16"]
 Sharding = Literal["none", "full"]
 
 # Python with torch and PEFT on a CPU; a CUDA context with its libraries elsewhere.

@@ -6,32 +6,14 @@ shape Muon reaches AdamW's loss in fewer tokens, which is what a CPU run is shor
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from starcoder.errors import ConfigError
 from starcoder.model import Attention
-
-Schedule = Literal["cosine", "wsd", "linear", "constant"]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class OptimizerSettings:
-    """`muon_learning_rate` None trains everything with AdamW."""
-
-    learning_rate: float = 3e-3
-    muon_learning_rate: float | None = None
-    betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = 0.1
-    schedule: Schedule = "cosine"
-    warmup_steps: int = 100
-    decay_share: float = 0.3  # wsd: the share of all steps in which the rate falls to its floor
-    final_share: float = 0.0  # the floor, as a share of the peak
-    clip_norm: float = 1.0
-    is_8bit: bool = False  # AdamW's moments in 8 bits, through bitsandbytes: a CUDA device only
+from starcoder.train.settings import OptimizerSettings
 
 
 def rate_at(step: int, max_steps: int, settings: OptimizerSettings) -> float:
@@ -103,7 +85,7 @@ def orthogonalize(matrix: Tensor, steps: int = 5) -> Tensor:
 
 
 def _adamw(groups: list[dict[str, Any]], settings: OptimizerSettings) -> torch.optim.Optimizer:
-    if not settings.is_8bit:
+    if settings.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, fused=True)
     try:
         from bitsandbytes.optim import AdamW8bit  # type: ignore[import-not-found]

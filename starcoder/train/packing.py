@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from starcoder.tokenizer import Tokenizer
-from starcoder.train.documents import FimSettings, cut_piece
+from starcoder.train.documents import cut_piece
+from starcoder.train.settings import FimSettings
 
 IGNORE = -100  # the label of positions where nothing is learnt; torch's own default
 MIN_PIECE_TOKENS = 32  # less room than this is padded: shorter pieces teach little and cost a kernel call

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from starcoder.adapters import Adapter
+from starcoder.adapters.adapter import Adapter
 from starcoder.errors import ConfigError
 from starcoder.model import Transformer, documents
 from starcoder.tokenizer import Tokenizer

@@ -25,10 +25,10 @@ from starcoder.tokenizer import Tokenizer
 from starcoder.train import distributed, loop
 from starcoder.train.checkpoints import Checkpoints
 from starcoder.train.corpus import CorpusSettings, collect
-from starcoder.train.documents import FimSettings, read_texts
-from starcoder.train.optimizer import OptimizerSettings
+from starcoder.train.documents import read_texts
 from starcoder.train.packing import Batch, PackedDocuments
 from starcoder.train.progress import Progress, Silent
+from starcoder.train.settings import FimSettings, OptimizerSettings
 from starcoder.train.vocabulary import train_tokenizer
 
 log = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import (
@@ -23,13 +23,11 @@ from rich.text import Text
 
 from starcoder.errors import ConfigError
 from starcoder.files import read_jsonl, write_jsonl
+from starcoder.train.settings import Service
 
 log = logging.getLogger(__name__)
 
 _SMOOTHING = 0.9
-
-
-Service = Literal["wandb", "tensorboard", "trackio"]
 
 
 class Tracker(Protocol):

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 from starcoder import checkpoint
-from starcoder.adapters import Adapter
+from starcoder.adapters.adapter import Adapter
 from starcoder.chat import ChatTemplate, tokens_of
 from starcoder.checkpoint.adapter import add_adapter
 from starcoder.errors import ConfigError
@@ -27,6 +27,7 @@ from starcoder.train.nf4 import round_to_nf4
 from starcoder.train.packing import Batch
 from starcoder.train.progress import tell
 from starcoder.train.recipe import Recipe
+from starcoder.train.settings import Precision
 from starcoder.train.sources import Row, Sources, Table, read
 from starcoder.train.vocabulary import add_tokens
 
@@ -47,7 +48,7 @@ class Prepared:
     loss: loop.Loss
     survey: survey.Survey
     max_steps: int
-    precision: loop.Precision
+    precision: Precision
 
 
 def prepare(recipe: Recipe, console: Console, group: "Processes | None" = None) -> Prepared:
@@ -151,7 +152,7 @@ def build(
     folder: Path,
     vocab_size: int,
     device: torch.device,
-    precision: loop.Precision,
+    precision: Precision,
     group: "Processes | None" = None,
 ) -> tuple[Transformer, Adapter | None]:
     """The model with what learns: weights of its own in float32, or an adapter on frozen ones.

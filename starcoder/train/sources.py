@@ -17,6 +17,7 @@ from typing import Any, Literal, Protocol
 
 from starcoder.errors import ConfigError, MissingExtraError
 from starcoder.files import read_jsonl
+from starcoder.train.settings import SourceSettings
 
 Row = Mapping[str, object]
 
@@ -38,25 +39,6 @@ _PAIRS = (
     *(("prompt", "completion"), ("prompt", "response"), ("question", "answer"), ("question", "response")),
     *(("instruction", "output"), ("instruction", "response"), ("input", "output")),
 )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SourceSettings:
-    """Where rows come from. `data` is a file, a folder or a hub id."""
-
-    data: str = ""
-    subset: str | None = None  # of a hub data set: a folder in it (with a slash), or a configuration's name
-    split: str = "train"
-    streaming: bool = False
-    shuffle_buffer: int = 2000  # streamed rows are shuffled within so many; 1 keeps their order
-    validation: str | None = None  # data of its own; None: the set's own split, or documents by their hash
-    validation_share: float = 0.05
-    validation_documents: int | None = None  # at most
-    validation_tokens: int = 65_536  # read at every evaluation, at most
-    text_column: str | None = None
-    prompt_column: str | None = None
-    completion_column: str | None = None
-    messages_column: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from starcoder import checkpoint
-from starcoder.adapters import AdapterSettings
+from starcoder.adapters.settings import AdapterSettings
 from starcoder.errors import CheckpointError, ConfigError
 from starcoder.model import Transformer, causal
 from starcoder.quantize import QuantizedEmbedding, QuantizedLinear, quantize

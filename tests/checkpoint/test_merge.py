@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from starcoder import checkpoint, cli
-from starcoder.adapters import AdapterSettings
+from starcoder.adapters.settings import AdapterSettings
 from starcoder.engine import local
 from starcoder.errors import CheckpointError, ConfigError
 from tests.test_adapters import TOKENS, shake

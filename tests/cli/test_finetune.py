@@ -14,11 +14,12 @@ import torch
 from starcoder import checkpoint
 from starcoder.chat import ChatTemplate
 from starcoder.checkpoint.adapter import load_adapter
-from starcoder.cli import build, main
-from starcoder.cli.finetune import FinetuneOptions, _recipe
+from starcoder.cli import main
+from starcoder.errors import StarcoderError
 from starcoder.model import causal
 from starcoder.tokenizer import Tokenizer
 from starcoder.train.progress import read_metrics
+from starcoder.train.recipe import Recipe
 
 RECIPES = sorted(Path(__file__).parents[2].glob("recipes/*.toml"))
 OLD = """finetune --model_path="bigcode/starcoder" --dataset_name="ArmelR/stack-exchange-instruction"
@@ -29,9 +30,17 @@ OLD = """finetune --model_path="bigcode/starcoder" --dataset_name="ArmelR/stack-
  --output_dir="./checkpoints" """
 
 
-def parsed(line: str) -> FinetuneOptions:
-    _, bound, _ = build().parse_args(shlex.split(line), print_error=False, exit_on_error=False)
-    return bound.arguments["options"]
+def parsed(line: str, monkeypatch: pytest.MonkeyPatch) -> Recipe:
+    """The recipe that the verb makes of a command line."""
+    recipes: list[Recipe] = []
+
+    def run(recipe: Recipe, console: object, should_stop: object) -> None:
+        recipes.append(recipe)
+        raise StarcoderError("enough is known")
+
+    monkeypatch.setattr("starcoder.train.finetune.run", run)
+    assert main(shlex.split(line)) == 1
+    return recipes[0]
 
 
 @pytest.fixture
@@ -50,39 +59,43 @@ def finetune(folder: Path, data: Path, output: Path, *flags: str) -> int:
     return main(["finetune", *places, *defaults, *flags])
 
 
-def test_the_original_projects_own_command_is_understood() -> None:
-    options = parsed(OLD)
-    assert options.model.model == "bigcode/starcoder"
-    assert (options.data.data, options.data.subset) == ("ArmelR/stack-exchange-instruction", "data/finetune")
-    assert options.data.streaming
-    assert options.data.validation_documents == 10_000
-    assert (options.data.prompt_column, options.data.completion_column) == ("question", "response")
-    training = options.training
-    assert (training.max_steps, training.batch_size, training.gradient_accumulation_steps) == (1000, 1, 16)
-    assert (training.learning_rate, training.schedule, training.warmup_steps) == (1e-4, "cosine", 100)
-    assert options.run.output == "./checkpoints"
+def test_the_original_projects_own_command_is_understood(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = parsed(f"{OLD} --seq_length 2048", monkeypatch)
+    source = recipe.source
+    assert recipe.model == "bigcode/starcoder"
+    assert (source.data, source.subset) == ("ArmelR/stack-exchange-instruction", "data/finetune")
+    assert source.streaming
+    assert source.validation_documents == 10_000
+    assert (source.prompt_column, source.completion_column) == ("question", "response")
+    assert (recipe.max_steps, recipe.batch_size, recipe.accumulation) == (1000, 1, 16)
+    optimizer = recipe.optimizer
+    assert (optimizer.learning_rate, optimizer.schedule, optimizer.warmup_steps) == (1e-4, "cosine", 100)
+    assert recipe.output == "./checkpoints"
 
 
-def test_the_other_flags_of_the_original_are_understood() -> None:
-    options = parsed(
+def test_the_other_flags_of_the_original_are_understood(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = parsed(
         "finetune --lora_r 8 --lora_alpha 16 --lora_dropout 0.1 --eval_freq 7 --save_freq 9 --no_fp16 --bf16 "
-        "--no_gradient_checkpointing --log_freq 3 --num_workers 2 --seed 5 --local_rank 0 --shuffle_buffer 10"
+        "--no_gradient_checkpointing --log_freq 3 --num_workers=2 --seed 5 --local_rank 0 "
+        "--shuffle_buffer 10 -o run",
+        monkeypatch,
     )
-    assert (options.model.rank, options.model.alpha, options.model.dropout) == (8, 16, 0.1)
-    assert (options.run.eval_every, options.run.save_every, options.training.seed) == (7, 9, 5)
+    assert (recipe.adapter.rank, recipe.adapter.alpha, recipe.adapter.dropout) == (8, 16, 0.1)
+    assert (recipe.eval_every, recipe.save_every, recipe.seed, recipe.adapter.seed) == (7, 9, 5, 5)
+    assert recipe.source.shuffle_buffer == 10
 
 
-def test_rows_are_as_long_as_a_small_model_takes_if_nothing_is_said() -> None:
-    options = parsed("finetune --data src --output run")
-    assert _recipe(options).seq_length == 1024  # the bundled model's positions
-    assert _recipe(parsed("finetune --data src --output run --seq-length 300")).seq_length == 300
+def test_rows_are_as_long_as_a_small_model_takes_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = "finetune --data src --output run"
+    assert parsed(line, monkeypatch).seq_length == 1024  # the bundled model's positions
+    assert parsed(f"{line} --seq-length 300", monkeypatch).seq_length == 300
 
 
 @pytest.mark.parametrize("recipe", [r for r in RECIPES if r.stem != "nano"], ids=lambda path: path.stem)
-def test_every_recipe_is_understood(recipe: Path) -> None:
-    options = parsed(f"finetune {recipe} --output elsewhere")
-    assert options.run.output == "elsewhere", "the command line goes before the recipe"
-    assert options.data.data
+def test_every_recipe_is_understood(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = parsed(f"finetune {recipe} --output elsewhere --seq-length 64", monkeypatch)
+    assert found.output == "elsewhere", "the command line overrides the recipe"
+    assert found.source.data
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])

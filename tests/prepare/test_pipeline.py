@@ -410,7 +410,8 @@ def test_secrets_of_messages_and_issues_are_not_even_in_unfinished_work(reposito
 
 
 def test_the_trainer_reads_the_folder_with_its_splits(tree, tmp_path):
-    from starcoder.train.sources import SourceSettings, read
+    from starcoder.train.settings import SourceSettings
+    from starcoder.train.sources import read
 
     settings = PrepareSettings(inputs=(str(tree),), validation_share=0.3, family="starcoder", pack_tokens=64)
     figures = prepare(settings, tmp_path / "out")

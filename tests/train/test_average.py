@@ -10,8 +10,8 @@ from rich.console import Console
 from starcoder.train import loop
 from starcoder.train.average import WeightAverage
 from starcoder.train.checkpoints import trainable
-from starcoder.train.optimizer import OptimizerSettings
 from starcoder.train.progress import Progress
+from starcoder.train.settings import OptimizerSettings
 from tests.tiny import make_model
 from tests.train.two_ranks import Stream
 

@@ -6,8 +6,8 @@ import torch
 from starcoder.errors import ConfigError
 from starcoder.tokenizer import Tokenizer
 from starcoder.train.bins import PackedExamples, best_fit, held_out, pad_of
-from starcoder.train.documents import FimSettings
-from starcoder.train.examples import Example, FormatSettings, choose
+from starcoder.train.examples import Example, choose
+from starcoder.train.settings import FimSettings, FormatSettings
 from starcoder.train.sources import Shape, Table
 from tests.tiny import make_tokenizer
 

@@ -9,15 +9,14 @@ from rich.console import Console
 
 import starcoder
 from starcoder import checkpoint
-from starcoder.adapters import AdapterSettings
+from starcoder.adapters.settings import AdapterSettings
 from starcoder.checkpoint.adapter import load_adapter
 from starcoder.tokenizer import Tokenizer
 from starcoder.train import bins, finetune, loop, samples
-from starcoder.train.documents import FimSettings
-from starcoder.train.examples import FormatSettings, choose
-from starcoder.train.optimizer import OptimizerSettings
+from starcoder.train.examples import choose
 from starcoder.train.packing import Batch
-from starcoder.train.sources import Shape, SourceSettings, Table
+from starcoder.train.settings import FimSettings, FormatSettings, OptimizerSettings, SourceSettings
+from starcoder.train.sources import Shape, Table
 
 pytestmark = [
     pytest.mark.slow,

@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 
 from starcoder import checkpoint
-from starcoder.adapters import AdapterSettings
+from starcoder.adapters.settings import AdapterSettings
 from starcoder.errors import ConfigError
 from starcoder.train import distributed
 from starcoder.train.loop import LoopSettings, evaluate, train

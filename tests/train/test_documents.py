@@ -8,7 +8,8 @@ import pytest
 
 from starcoder.errors import ConfigError
 from starcoder.tokenizer import Tokenizer
-from starcoder.train.documents import FimSettings, cut_piece, read_texts
+from starcoder.train.documents import cut_piece, read_texts
+from starcoder.train.settings import FimSettings
 from tests.tiny import make_tokenizer
 
 TEXT = "def größe(x):\n    return 'ü' * x  # 漢字 🙂\n\n" * 9

@@ -8,8 +8,9 @@ from rich.console import Console
 from starcoder.chat import DIALOGUES, ChatTemplate
 from starcoder.errors import ConfigError
 from starcoder.tokenizer import Tokenizer
-from starcoder.train.documents import FimSettings, syntax_spans
-from starcoder.train.examples import Example, FormatSettings, by_repository, choose
+from starcoder.train.documents import syntax_spans
+from starcoder.train.examples import Example, by_repository, choose
+from starcoder.train.settings import FimSettings, FormatSettings
 from starcoder.train.sources import Row, Shape
 from starcoder.train.survey import colored, survey
 from starcoder.train.vocabulary import add_tokens

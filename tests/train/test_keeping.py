@@ -5,7 +5,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from starcoder.adapters import AdapterSettings
+from starcoder.adapters.settings import AdapterSettings
 from starcoder.checkpoint.adapter import add_adapter
 from starcoder.model import Transformer
 from starcoder.train import losses

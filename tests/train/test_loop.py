@@ -18,10 +18,9 @@ from starcoder.model import Transformer, causal
 from starcoder.tokenizer import Tokenizer
 from starcoder.train import loop, losses
 from starcoder.train.checkpoints import Checkpoints
-from starcoder.train.documents import FimSettings
-from starcoder.train.optimizer import OptimizerSettings
 from starcoder.train.packing import Batch, PackedDocuments, stack
 from starcoder.train.progress import Progress, read_metrics
+from starcoder.train.settings import FimSettings, OptimizerSettings
 from tests.tiny import make_tokenizer
 
 TEXTS = [f"def add_{i}(first, second):\n    return first + second + {i}\n" for i in range(50)]

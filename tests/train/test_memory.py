@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import starcoder
-from starcoder.adapters import AdapterSettings
+from starcoder.adapters.settings import AdapterSettings
 from starcoder.checkpoint.adapter import add_adapter
 from starcoder.cli import main
 from starcoder.config import ModelConfig

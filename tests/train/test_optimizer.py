@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from starcoder.train.optimizer import Muon, OptimizerSettings, Schedule, build, orthogonalize, rate_at
+from starcoder.train.optimizer import Muon, build, orthogonalize, rate_at
+from starcoder.train.settings import OptimizerSettings, Schedule
 from tests.tiny import make_model
 
 

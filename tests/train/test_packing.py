@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from starcoder.tokenizer import Tokenizer
-from starcoder.train.documents import FimSettings
 from starcoder.train.packing import IGNORE, MIN_PIECE_TOKENS, Batch, Lane, PackedDocuments, Position, stack
+from starcoder.train.settings import FimSettings
 from tests.tiny import make_tokenizer
 
 TEXTS = [f"def f{i}(x):\n    return x + {i}\n" * (1 + i % 5) for i in range(40)]

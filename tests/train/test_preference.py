@@ -7,13 +7,13 @@ import torch
 import torch.nn.functional as F
 
 from starcoder import checkpoint
-from starcoder.adapters import AdapterSettings
+from starcoder.adapters.settings import AdapterSettings
 from starcoder.errors import ConfigError
 from starcoder.model import causal
 from starcoder.train.loop import LoopSettings, train
-from starcoder.train.optimizer import OptimizerSettings
 from starcoder.train.preference import Pair, PreferencePairs, dpo, read_pairs
 from starcoder.train.progress import Progress
+from starcoder.train.settings import OptimizerSettings
 from tests.tiny import make_model, make_tokenizer
 
 PAIRS = [

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from starcoder.errors import ConfigError
-from starcoder.train.sources import SourceSettings, Stream, read
+from starcoder.train.settings import SourceSettings
+from starcoder.train.sources import Stream, read
 
 ROWS = [{"question": f"q{i}", "answer": f"a{i}", "id": i} for i in range(40)]
 

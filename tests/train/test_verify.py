@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from starcoder.adapters import AdapterSettings
+from starcoder.adapters.settings import AdapterSettings
 from starcoder.checkpoint.adapter import add_adapter
 from starcoder.model import causal
 from starcoder.train import losses, verify

@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from starcoder.adapters import AdapterSettings
+from starcoder.adapters.settings import AdapterSettings
 from starcoder.train import distributed
 from starcoder.train.loop import LoopSettings, evaluate, train
-from starcoder.train.optimizer import OptimizerSettings
 from starcoder.train.packing import IGNORE, Batch, stack
 from starcoder.train.progress import Progress
+from starcoder.train.settings import OptimizerSettings
 
 LENGTH = 24
 
