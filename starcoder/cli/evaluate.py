@@ -302,7 +302,7 @@ def _own_problems(options: EvaluateOptions, stack: ExitStack, packages: MutableS
 
 def _sandbox(options: EvaluateOptions, stack: ExitStack, packages: MutableSequence[Path]) -> "Sandbox":
     from starcoder.evaluate.sandbox.pool import Sandbox
-    from starcoder.evaluate.sandbox.verdicts import Limits
+    from starcoder.evaluate.sandbox.verdicts import GUARANTEES, Limits
 
     limits = Limits()
     if options.test_command is not None:
@@ -316,7 +316,7 @@ def _sandbox(options: EvaluateOptions, stack: ExitStack, packages: MutableSequen
             limits=limits,
             driver=options.sandbox,
             packages=packages,
-            allow_unsafe=options.allow_unsafe_sandbox,
+            accept_missing=GUARANTEES if options.allow_unsafe_sandbox else (),
         )
     )
     if sandbox.isolation.missing:

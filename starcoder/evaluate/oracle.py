@@ -1,32 +1,15 @@
-"""Compares what two functions return on the same inputs; its source runs beside the candidate.
+"""Compares what a function returned with what it should have returned, by EvalPlus's rules.
 
-So it needs nothing but the standard library, and imports nothing of this package.
+Runs in the test runner, on data alone.
 
-Source: evalplus/evalplus v0.3.1: evalplus/eval/__init__.py and _special_oracle.py, for the rules; the
-limits are ours: one time limit for a program, where EvalPlus has one for each input.
+Source: evalplus/evalplus v0.3.1: evalplus/eval/__init__.py and _special_oracle.py.
 """
 
-import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 _RELATIVE = 1e-7
-
-
-def verify(
-    candidate: Callable[..., object],
-    reference: Callable[..., object],
-    inputs: Sequence[Sequence[object]],
-    *,
-    rule: str,
-    tolerance: float,
-) -> None:
-    """Raises: AssertionError: the candidate returns something else than the reference for some input."""
-    for arguments in inputs:
-        found = candidate(*copy.deepcopy(arguments))
-        expected = reference(*copy.deepcopy(arguments))
-        assert agree(found, expected, arguments, rule=rule, tolerance=tolerance), "another result"
 
 
 def agree(
@@ -52,7 +35,9 @@ def agree(
             return True
     if tolerance == 0 and _is_floats(expected):
         tolerance = 1e-6
-    return bool(found == expected) or (tolerance > 0 and _close(found, expected, tolerance))
+    return bool(found == expected) or (
+        tolerance > 0 and type(found) is type(expected) and _close(found, expected, tolerance)
+    )
 
 
 def _same_items(found: Any, expected: Any) -> bool:
@@ -68,7 +53,7 @@ def _is_floats(value: object) -> bool:
 def _close(found: Any, expected: Any, tolerance: float) -> bool:
     if isinstance(expected, list | tuple):
         return (
-            type(found) is type(expected)
+            isinstance(found, list | tuple)
             and len(found) == len(expected)
             and all(_close(a, b, tolerance) for a, b in zip(found, expected, strict=True))
         )

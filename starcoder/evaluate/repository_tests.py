@@ -79,7 +79,7 @@ def check(problems: Sequence[Problem], judge: Judge) -> None:
     program = problems[0].program(problems[0].reference)
     assert program is not None, "the problems are tested ones"
     verdict = judge.submit(program).result()
-    if not verdict.passed:
+    if not verdict.held:
         raise ConfigError(
             f"the repository's tests fail as it is: {verdict.kind} {verdict.detail}",
             "they run in the sandbox: without network, in --timeout-s; name another --test-command",

@@ -71,11 +71,23 @@ class Result:
         if not groups:
             return {}
         found: dict[str, Interval] = {}
-        if self.isolation is not None:
-            least = min(map(len, groups.values()))
-            found = {f"pass@{k}": bootstrap(_passes(groups, k)) for k in KS if k <= least}
+        ks = [k for k in KS if k <= min(map(len, groups.values()))]
+        if self.isolation is not None and self.can_confirm:
+            found = {f"pass@{k}": bootstrap(_passes(groups, k)) for k in ks}
+        if self.isolation is not None and (not self.can_confirm or self._has_unconfirmed()):
+            found |= {f"unconfirmed@{k}": bootstrap(_passes(groups, k, is_confirmed=False)) for k in ks}
         names = {name: None for group in groups.values() for sample in group for name in sample.scores}
         return found | {name: bootstrap(_means(groups, name)) for name in names if _means(groups, name)}
+
+    @property
+    def can_confirm(self) -> bool:
+        """Whether the tests of this task can run apart from the candidate."""
+        program = self.problems[0].program("") if self.problems else None
+        in_container = self.isolation is not None and "container" in self.isolation.reached
+        return program is not None and program.language == "python" and not in_container
+
+    def _has_unconfirmed(self) -> bool:
+        return any(sample.verdict and sample.verdict.kind == "unconfirmed" for sample in self.samples)
 
     def by_group(self) -> dict[str, dict[str, float]]:
         """Scores of each group of problems, where the task has groups."""
@@ -84,7 +96,10 @@ class Result:
         for group in dict.fromkeys(groups.values()):
             chosen = {key: value for key, value in self.by_problem().items() if groups.get(key) == group}
             names = {name: None for some in chosen.values() for sample in some for name in sample.scores}
-            tests = {"pass@1": fmean(_passes(chosen, 1))} if self.isolation is not None and chosen else {}
+            tests = {}
+            if self.isolation is not None and chosen:
+                name = "pass@1" if self.can_confirm else "unconfirmed@1"
+                tests = {name: fmean(_passes(chosen, 1, is_confirmed=self.can_confirm))}
             found[group] = tests | {name: fmean(_means(chosen, name)) for name in names}
             found[group]["num_problems"] = len(chosen)
         return found
@@ -93,7 +108,7 @@ class Result:
         """The first score of each problem: the share of samples that pass, or that match exactly."""
         groups = self.by_problem()
         if self.isolation is not None:
-            values = _passes(groups, 1)
+            values = _passes(groups, 1, is_confirmed=self.can_confirm)
         else:
             values = [
                 fmean(sample.scores.get("exact_match", 0.0) for sample in some) for some in groups.values()
@@ -126,7 +141,7 @@ class Result:
         if self.is_unavailable:
             out["unavailable"] = True
         if self.isolation is not None:
-            out["isolation"] = asdict(self.isolation)
+            out["isolation"] = asdict(self.isolation) | {"holds": self.isolation.by_guarantee()}
         if groups := self.by_group():
             out["groups"] = {
                 name: {key: round(value, 6) for key, value in group.items()} for name, group in groups.items()
@@ -162,11 +177,12 @@ def differ(first: Result, second: Result) -> Difference:
     return Difference(shared, compare([one[name] for name in shared], [two[name] for name in shared]))
 
 
-def _passes(groups: Mapping[str, Sequence[Sample]], k: int) -> list[float]:
-    return [
-        pass_at_k(len(some), sum(sample.verdict is not None and sample.verdict.passed for sample in some), k)
-        for some in groups.values()
-    ]
+def _passes(groups: Mapping[str, Sequence[Sample]], k: int, *, is_confirmed: bool = True) -> list[float]:
+    def counts(sample: Sample) -> bool:
+        verdict = sample.verdict
+        return verdict is not None and (verdict.passed or (verdict.held and not is_confirmed))
+
+    return [pass_at_k(len(some), sum(map(counts, some)), k) for some in groups.values()]
 
 
 def _means(groups: Mapping[str, Sequence[Sample]], name: str) -> list[float]:

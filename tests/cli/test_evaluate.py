@@ -52,7 +52,7 @@ def test_a_run_prints_its_score_and_leaves_its_files(walls, capsys, tmp_path):
         12,
     )
     assert 0 <= result["pass@1"] <= 1
-    assert {"network", "files"} <= set(result["isolation"]["reached"])
+    assert all(result["isolation"]["holds"].values())
     rows = [json.loads(line) for line in (tmp_path / "starter-nano.samples.jsonl").read_text().splitlines()]
     assert [row["task_id"] for row in rows] == ["Starter/0", "Starter/1", "Starter/2"]
     assert "<h2>starter</h2>" in (tmp_path / "report.html").read_text()
@@ -100,7 +100,7 @@ def test_a_repository_is_measured_by_its_own_tests(walls, capsys, tmp_path):
     tests = [*command, "--test-command", "python3 check.py"]
     assert "--test-command runs programs" in refused(capsys, *tests)
     [result] = json.loads(run(capsys, *tests, "--allow-code-execution"))["results"]
-    assert {"pass@1", "exact_match"} <= result.keys()
+    assert {"unconfirmed@1", "exact_match"} <= result.keys()
     assert result["num_samples"] == 3
     failing = [*command, "--test-command", "false", "--allow-code-execution"]
     assert "tests fail as it is" in refused(capsys, *failing)

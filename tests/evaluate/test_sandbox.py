@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 
 from starcoder.errors import SandboxError
-from starcoder.evaluate.sandbox.isolation import WALLS
 from starcoder.evaluate.sandbox.pool import Sandbox
-from starcoder.evaluate.sandbox.verdicts import Isolation, Limits, Program
-from tests.evaluate.hostile.programs import HOSTILE, filled
+from starcoder.evaluate.sandbox.verdicts import GUARANTEES, LAYERS, Isolation, Limits, Program
+from tests.evaluate.hostile.programs import HOSTILE, PREAMBLE, filled
 
 ADD = "def add(a, b):\n    return a + b\n"
 TESTS = """
@@ -32,8 +31,8 @@ def sandbox():
         yield sandbox
 
 
-def verdict(sandbox, source, tests=TESTS, language="python"):
-    return sandbox.submit(Program(source, tests, language)).result()
+def verdict(sandbox, source, tests=TESTS, language="python", **more):
+    return sandbox.submit(Program(source, tests, language, **more)).result()
 
 
 @pytest.mark.parametrize(
@@ -70,7 +69,13 @@ def test_detail_names_the_line_of_the_tests(sandbox):
     ["None", "True", "2**70", "-(2**70)", "1.5", "float('inf')", "'\\ud800é'", "b'a'", "bytearray(b'a')",
      "[1, [2, (3,)]]", "(1, 'a')", "{1, 2}", "frozenset({1})", "{(1, 2): [3], 'k': {}}", "1j", "range(3)",
      "[(1, 'a'), (2,), ()]", "[(1, (2,)), (3,)]", "[(2**70,), (1,)]", "[1, 2**70]", "[[1, 2], [None, True]]",
-     "__import__('decimal').Decimal('1.1')", "__import__('fractions').Fraction(1, 3)"],
+     "__import__('decimal').Decimal('1.1')", "__import__('fractions').Fraction(1, 3)", "int", "type(None)",
+     "__import__('datetime').date(2024, 2, 29)", "__import__('datetime').datetime(2024, 2, 29, 1, 2, 3, 4)",
+     "__import__('datetime').datetime(2024, 1, 1, tzinfo=__import__('datetime').timezone.utc)",
+     "__import__('datetime').timedelta(-1, 2, 3)", "__import__('datetime').time(1, 2)",
+     "__import__('collections').deque([1, (2,)], 3)", "__import__('collections').Counter('aab')",
+     "__import__('collections').OrderedDict(b=1, a=2)",
+     "__import__('collections').defaultdict(list, {1: [2]})"],
 )  # fmt: skip
 def test_plain_values_travel_unchanged(sandbox, value):
     tests = f"value = {value}\nback = same(value)\nassert back == value and type(back) is type(value)"
@@ -78,12 +83,58 @@ def test_plain_values_travel_unchanged(sandbox, value):
     assert verdict(sandbox, f"def same(x): return {value}", tests).passed
 
 
-def test_tests_see_arguments_that_the_candidate_changed(sandbox):
+def test_arguments_are_copies_and_tests_that_look_at_a_change_are_not_confirmed(sandbox):
     tests = "items = [3, 1, 2]\nassert order(items) is None\nassert items == [1, 2, 3]"
-    assert verdict(sandbox, "def order(items): items.sort()", tests).passed
-    words = "items = ['b', 'a']\norder(items)\nassert items == ['a', 'b']"
-    assert verdict(sandbox, "def order(items): items.sort()", words).passed
+    assert verdict(sandbox, "def order(items): items.sort()", tests).kind == "unconfirmed"
     assert verdict(sandbox, "def order(items): items = sorted(items)", tests).kind == "assertion"
+    kept = "items = [3, 1, 2]\nassert order(items) == [1, 2, 3]\nassert items == [3, 1, 2]"
+    assert verdict(sandbox, "def order(items): return sorted(items)", kept).passed
+    assert verdict(sandbox, "def order(items):\n  items.sort()\n  return items", kept).kind == "assertion"
+    unseen = "items = [3, 1, 2]\nassert order(items) == [1, 2, 3]\nassert order([2, 1]) == [1, 2]"
+    assert verdict(sandbox, "def order(items):\n  items.sort()\n  return items", unseen).passed
+
+
+@pytest.mark.parametrize(
+    ("source", "tests"),
+    [
+        ("def f(): return {1: 2, 3: 4}.keys()", "assert f() == {1, 3}"),
+        ("def f(): return {1: 2}.items()", "assert f() == {(1, 2)} and (1, 2) in f()"),
+        ("def f(): return {1: 2}.values()", "assert list(f()) == [2] and f() != [2]"),
+        ("def f(x): return type(x)", "assert f(1) == int and f('') is str"),
+        ("import datetime\ndef f(): return datetime.date(2024, 1, 2)",
+         "import datetime\nassert f() == datetime.date(2024, 1, 2)"),
+        ("from collections import deque\ndef f(): return deque([3])",
+         "from collections import deque\nassert f() == deque([3])"),
+        ("from collections import namedtuple\nP = namedtuple('P', 'x y')\ndef f(): return P(1, 2)",
+         "assert f() == (1, 2) and f().x == 1 and f()._replace(y=5) == (1, 5)"),
+        ("import enum\nclass C(enum.IntEnum):\n  A = 3\ndef f(): return C.A", "assert f() == 3"),
+        ("def f(n):\n  while True:\n    yield n\n    n += 1",
+         "g = f(3)\nassert next(g) == 3 and next(g) == 4 and g != [3]"),
+        ("f = (x * x for x in range(3))", "assert list(f) == [0, 1, 4]"),
+        ("def f(): return map(str, [1, 2])", "assert list(f()) == ['1', '2']"),
+        ("f = int", "assert f('12') == 12"),
+        ("class Node:\n  def __init__(self, v): self.v = v\ndef value(node): return node.v",
+         "assert value(Node(3)) == 3"),
+    ],
+)  # fmt: skip
+def test_values_compare_as_in_one_process(sandbox, source, tests):
+    exec(f"{source}\n{tests}", {})
+    found = verdict(sandbox, source, tests)
+    assert found.passed, found
+
+
+def test_objects_that_are_not_data_are_not_confirmed(sandbox):
+    source = """
+class V:
+    def __init__(self, x): self.x = x
+    def __eq__(self, other): return self.x == other.x
+    def __add__(self, other): return V(self.x + other.x)
+    def __len__(self): return self.x
+def f(x): return V(x)
+"""
+    for tests in ("assert f(1) + f(2) == V(3)", "assert len(V(2)) == 2", "assert f(3).x == 3", "assert V(1)"):
+        assert verdict(sandbox, source, tests).kind == "unconfirmed"
+    assert verdict(sandbox, source, "assert f(1) == V(2)").kind == "assertion"
 
 
 def test_tests_see_exceptions_of_the_candidate(sandbox):
@@ -92,53 +143,67 @@ def test_tests_see_exceptions_of_the_candidate(sandbox):
     assert verdict(sandbox, "class Mine(ValueError): pass\ndef fail(): raise Mine('no')", tests).passed
 
 
-def test_tests_use_objects_of_the_candidate(sandbox):
-    source = """
-class Stack:
-    size = 0
-    def __init__(self): self.items = []
-    def push(self, item): self.items.append(item); return self
-    def __len__(self): return len(self.items)
-    def __iter__(self): return iter(self.items)
-    def __getitem__(self, i): return self.items[i]
-def top(stack): return stack.items[-1]
-def count(n):
-    yield from range(n)
-"""
-    tests = """
-stack = Stack()
-stack.push(1).push(2)
-assert len(stack) == 2 and list(stack) == [1, 2] and stack[0] == 1 and stack.items == [1, 2]
-assert top(stack) == 2
-stack.size = 7
-assert stack.size == 7
-assert stack and not Stack()
-assert sum(count(4)) == 6 and list(map(str, count(2))) == ["0", "1"]
-"""
-    assert verdict(sandbox, source, tests).passed
+def test_only_the_task_decides_what_names_mean(sandbox):
+    source = "import math\nfrom collections import Counter\ndef root(x): return math.sqrt(x)"
+    assert verdict(sandbox, source, "assert math.isclose(root(4), 2)").passed  # Python's math, not its
+    fake = "class math:\n  def isclose(*a): return True\ndef root(x): return 0"
+    assert verdict(sandbox, fake, "assert math.isclose(root(4), 2)").kind == "assertion"
+    helper, tests = "def half(x): return x / 2\n", "assert half(double(4)) == 4"
+    entry = {"entry_points": ("double",), "setup": helper + "def double(x): return 2 * x"}
+    assert verdict(sandbox, "def double(x): return x + x", tests, **entry).passed
+    cheat = "def half(x): return 4\ndef double(x): return 0"
+    assert verdict(sandbox, cheat, tests, **entry).kind == "assertion"
+    assert verdict(sandbox, "def other(): pass", tests, **entry).kind == "name"
 
 
-def test_tests_use_what_the_candidate_imported(sandbox):
-    source = (
-        "import math\nimport math as m\nfrom collections import Counter\ndef root(x): return math.sqrt(x)"
-    )
-    tests = "assert math.isclose(root(2), m.sqrt(2))\nassert Counter('aa') == {'a': 2}"
-    assert verdict(sandbox, source, tests).passed
-
-
-def test_a_candidate_named_like_a_builtin_is_tested_but_never_lent_to_other_tests(sandbox):
-    assert verdict(sandbox, "def sum(a, b): return a + b", "assert sum(2, 3) == 5").passed
+def test_a_candidate_named_like_a_builtin_is_tested_only_where_the_task_says_so(sandbox):
+    source, tests = "def sum(a, b): return a + b", "assert sum(2, 3) == 5"
+    assert verdict(sandbox, source, tests, entry_points=("sum",)).passed
+    assert not verdict(sandbox, source, tests).passed
     cheat = "def all(x): return True\ndef double(x): return x"
     assert verdict(sandbox, cheat, "assert all(double(x) == 2 * x for x in [1, 2])").kind == "assertion"
 
 
-def test_tests_that_pass_functions_run_beside_the_candidate_and_say_so(sandbox):
+def test_tests_that_pass_functions_run_together_with_the_candidate_and_are_not_confirmed(sandbox):
     source = "def twice(f, x): return f(f(x))"
     passed = verdict(sandbox, source, "assert twice(lambda x: x + 1, 0) == 2")
-    assert (passed.kind, passed.detail) == ("passed", "tested inside its own process")
+    assert (passed.kind, passed.passed) == ("unconfirmed", False)
     assert verdict(sandbox, source, "assert twice(lambda x: x + 1, 0) == 3").kind == "assertion"
     early = "import sys\ndef twice(f, x): sys.exit(0)"
     assert verdict(sandbox, early, "assert twice(lambda x: x + 1, 0) == 2").kind == "exit"
+
+
+def test_classes_that_the_task_knows_are_tested_by_their_members(sandbox):
+    source = """
+class Stack:
+    def __init__(self): self.items = []; self.top = None
+    def push(self, item):
+        self.items.append(item)
+        self.top = item
+        return self
+    def pop(self): return self.items.pop()
+    def __len__(self): return len(self.items)
+    def __iter__(self): return iter(self.items)
+    def __getitem__(self, i): return self.items[i]
+"""
+    tests = """
+stack = Stack()
+assert not stack
+stack.push(1).push(2)
+assert len(stack) == 2 and list(stack) == [1, 2] and stack[0] == 1 and stack.top == 2 and stack
+assert stack.pop() == 2 and stack.items == [1]
+"""
+    entry = {"entry_points": ("Stack",), "setup": source}
+    assert verdict(sandbox, source, tests, **entry).passed
+    assert verdict(sandbox, source, "assert Stack() == Stack()", **entry).kind == "assertion"
+    more = source + "    def equals(self, other): return True\n    def __eq__(self, other): return True\n"
+    for cheat in ("assert Stack().equals([1])", "assert Stack() == 5"):
+        assert verdict(sandbox, more, cheat, **entry).kind == "unconfirmed"
+
+
+def test_a_failure_shows_input_expected_and_found(sandbox):
+    found = verdict(sandbox, "def add(a, b): return a - b", "x = 3\nassert add(1, 2) == [x]")
+    assert (found.input, found.expected, found.found) == ("add(1, 2)", "[3]", "-1")
 
 
 def test_equal_programs_are_run_once(sandbox):
@@ -187,38 +252,83 @@ def test_programs_share_nothing(sandbox):
     assert verdict(sandbox, look, "assert not left()").passed
 
 
-def test_every_wall_is_named_and_network_and_files_are_insisted_on(sandbox):
-    walls = sandbox.isolation
-    assert set(walls.reached) | set(walls.missing) == {"network", "files", *WALLS}
-    assert walls.holds
-    assert not Isolation(("network",), ("files",)).holds
+def test_every_layer_and_every_guarantee_is_named(sandbox):
+    layers = sandbox.isolation
+    assert set(layers.reached) <= set(LAYERS) and not set(layers.reached) & set(layers.missing)
+    assert set(sandbox.holds) == set(GUARANTEES)
+    assert Isolation(("net-namespace",), ()).lacks == (
+        "files",
+        "signals",
+        "memory",
+        "disk",
+        "cpu-time",
+        "processes",
+    )
 
 
-def test_a_machine_without_walls_is_refused_unless_told_otherwise():
-    bare = {"user-namespace", "landlock", "seccomp"}
-    with pytest.raises(SandboxError, match="programs could reach the network or your files"):
-        Sandbox(workers=1, without=bare)
-    with Sandbox(workers=1, limits=LIMITS, without=bare, allow_unsafe=True) as unsafe:
-        assert not unsafe.isolation.holds
-        assert verdict(unsafe, ADD).passed
+def test_a_guarantee_that_cannot_be_given_is_refused_until_it_is_accepted_by_name():
+    with pytest.raises(SandboxError, match="cannot guarantee memory, cpu-time") as caught:
+        Sandbox(workers=1, without={"usage-watch"})
+    assert "--accept-missing memory" in caught.value.hint
+    with pytest.raises(SandboxError, match="cpu-time"):
+        Sandbox(workers=1, without={"usage-watch"}, accept_missing=["memory"])
+    with pytest.raises(SandboxError, match="there is no guarantee 'walls'"):
+        Sandbox(workers=1, accept_missing=["walls"])
+    accepted = ["memory", "cpu-time"]
+    with Sandbox(workers=1, limits=LIMITS, without={"usage-watch"}, accept_missing=accepted) as lesser:
+        assert lesser.holds["memory"] == () and lesser.holds["network"]
+        assert verdict(lesser, ADD).passed
 
 
-def test_without_namespaces_landlock_and_the_filter_hold_the_line(tmp_path):
+MACHINES = {
+    "no namespaces": {"user-namespace"},
+    "no Landlock": {"landlock"},
+    "no scope of signals": {"signal-scope"},
+    "no namespaces and no scope of signals": {"user-namespace", "signal-scope"},
+    "no filter": {"seccomp"},
+    "no namespaces and no Landlock": {"user-namespace", "landlock"},
+    "no namespaces and no filter": {"user-namespace", "seccomp"},
+    "nothing": {"user-namespace", "landlock", "seccomp"},
+}
+BREAK = {
+    "network": "import socket\nsocket.create_connection(('127.0.0.1', {port}), 1)\nwon()",
+    "files": "open({secret!r}).read()\nwon()",
+    "signals": "import os\nos.kill({bystander}, 9)\nwon()",
+    "signals of all": "import os\nos.kill(-1, 9)",
+    "memory": "import mmap, os, time\nfor _ in range(2): os.fork()\n"
+    "m = mmap.mmap(-1, 200 << 20)\nfor i in range(0, 200 << 20, 4096): m[i] = 1\ntime.sleep(9)\nwon()",
+}
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_each_guarantee_holds_or_the_sandbox_refuses(machine, tmp_path):
+    """The number of root's processes and the size of /tmp need namespaces; that alone is accepted here."""
     secret = tmp_path / "secret"
     secret.write_text("x")
-    with Sandbox(workers=1, limits=LIMITS, without={"user-namespace"}) as lesser:
-        if not lesser.isolation.holds:
-            pytest.skip("this kernel has no Landlock or no call filter")
-        assert {"network", "files", "landlock", "seccomp"} <= set(lesser.isolation.reached)
-        assert {"pid-namespace", "net-namespace", "read-only-root"} <= set(lesser.isolation.missing)
-        assert verdict(lesser, ADD).passed
-        assert verdict(lesser, f"def add(a, b): return open({str(secret)!r}).read()").kind == "isolation"
-        assert verdict(lesser, "import socket\ndef add(a, b): return socket.socket()").kind == "isolation"
-        assert (
-            verdict(lesser, "import os\nif os.fork() == 0:\n  os.setsid()\n  while True: pass").kind
-            != "passed"
+    server = socket.create_server(("127.0.0.1", 0))
+    bystander = subprocess.Popen(["sleep", "60"])
+    blanks = {"port": server.getsockname()[1], "secret": str(secret), "bystander": bystander.pid}
+    try:
+        own = Sandbox(
+            workers=1, limits=LIMITS, without=MACHINES[machine], accept_missing=["processes", "disk"]
         )
-        assert verdict(lesser, ADD + "# again").passed
+    except SandboxError as error:
+        assert "cannot guarantee" in str(error)
+    else:
+        with own:
+            assert set(own.isolation.lacks) <= {"processes", "disk"}
+            assert verdict(own, ADD).passed
+            for what, text in BREAK.items():
+                source = PREAMBLE + text.format(**blanks)
+                assert not verdict(own, source).passed, what
+                assert verdict(own, f"{ADD}# after {what}").passed
+            worker = own._workers[0]._process
+            assert worker.poll() is None
+        assert bystander.poll() is None
+    finally:
+        bystander.kill()
+        bystander.wait()
+        server.close()
 
 
 def test_a_program_gets_what_it_needs_and_the_next_one_no_more():
@@ -311,11 +421,11 @@ def test_other_languages_pass_fail_and_exit_early(language):
         if not own.available(language):
             pytest.skip(f"no tool-chain for {language} on this machine")
         source, tests = OTHER[language]
-        assert verdict(own, source, tests, language).passed
+        assert verdict(own, source, tests, language).kind == "unconfirmed"
         wrong = verdict(own, source.replace("+", "-"), tests, language)
         assert wrong.kind in ("assertion", "error")
         assert verdict(own, EARLY[language], tests, language).kind == "exit"
-        assert verdict(own, "((( !", tests, language).kind not in ("passed", "exit")
+        assert verdict(own, "((( !", tests, language).kind not in ("unconfirmed", "exit")
 
 
 def test_a_language_without_tools_is_unavailable_not_failed(sandbox):
@@ -379,6 +489,6 @@ def test_no_hostile_program_passes_or_escapes_and_the_run_goes_on(targets):
     assert contacts() == []
 
 
-def test_an_object_equal_to_everything_passes_where_no_judge_stands_apart():
+def test_an_object_equal_to_everything_passes_where_the_tests_do_not_run_apart():
     """Else the test above would prove nothing of it."""
     exec(filled("", "", 0, "")["equal to everything"] + TESTS, {})

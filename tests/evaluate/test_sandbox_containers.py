@@ -1,4 +1,4 @@
-"""The docker driver asks for every wall, and judges by the nonce; against a stand-in for docker's command."""
+"""The docker driver asks for every layer and judges by the nonce; against a stand-in for its command."""
 
 import os
 import stat
@@ -37,7 +37,7 @@ def docker(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("source", "kind"),
     [
-        ("def add(a, b): return a + b", "passed"),
+        ("def add(a, b): return a + b", "unconfirmed"),
         ("def add(a, b): return a - b", "assertion"),
         ("import os; os._exit(0)", "exit"),
         ("def add(a, b) return", "syntax"),
@@ -49,13 +49,13 @@ def test_verdicts_come_from_the_nonce(docker, source, kind):
         assert sandbox.submit(Program(source, TESTS)).result().kind == kind
 
 
-def test_every_wall_is_asked_for(tmp_path):
+def test_every_layer_is_asked_for(tmp_path):
     worker = ContainerWorker("podman", {}, str(tmp_path))
     command = worker.command("name", "image", "script", Limits())
     joined = " ".join(command)
-    for wall in ("--network none", "--read-only", "--cap-drop ALL", "no-new-privileges", "--pids-limit",
+    for layer in ("--network none", "--read-only", "--cap-drop ALL", "no-new-privileges", "--pids-limit",
                  "--memory", "--user 65534:65534", ":/program:ro"):  # fmt: skip
-        assert wall in joined
+        assert layer in joined
     assert command[:2] == ["podman", "run"] and command[-3:] == ["image", "-c", "script"]
 
 

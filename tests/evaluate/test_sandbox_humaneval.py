@@ -21,7 +21,7 @@ LIMITS = Limits(timeout_s=15)
 NUM_MUTANTS = 100
 
 pytestmark = pytest.mark.skipif(
-    not DATA.is_dir(), reason="the benchmarks' files are not part of the project; they lie in ../shared/data"
+    not DATA.is_dir(), reason="the benchmarks' files are not part of the project; they are in ../shared/data"
 )
 
 
@@ -77,8 +77,11 @@ def test_every_known_solution_of_single_line_infilling_passes(sandbox):
 def test_every_known_solution_of_mbpp_passes_its_assertions(sandbox):
     problems = rows("MbppPlus.jsonl.gz")
     assert len(problems) == 378
-    programs = [Program(row["canonical_solution"], f"import math\n{row['assertion']}") for row in problems]
-    assert failed(sandbox, programs) == {}  # Mbpp/120's assertions use a math that they do not import
+    programs = [
+        Program(row["canonical_solution"], row["assertion"], entry_points=(row["entry_point"],))
+        for row in problems
+    ]
+    assert failed(sandbox, programs) == {}
 
 
 @pytest.mark.parametrize(

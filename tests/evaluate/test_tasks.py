@@ -173,7 +173,7 @@ def test_a_download_is_kept_and_its_checksum_is_held_to(tmp_path):
 def test_what_holds_no_problems_is_refused(content, tmp_path):
     file = tmp_path / "rows.jsonl"
     file.write_text(content, "latin-1")
-    with pytest.raises(ConfigError, match="problems"):
+    with pytest.raises(ConfigError, match=r"problems|JSON object"):
         data.read(file)
 
 
@@ -232,7 +232,7 @@ def test_multipl_es_rows_run_with_their_own_stops(tmp_path):
         if not sandbox.available("javascript"):
             pytest.skip("no tool-chain for JavaScript on this machine")
         right, wrong = (
-            sandbox.submit(problem.program(f"    return {body};\n}}\n")).result().passed
+            sandbox.submit(problem.program(f"    return {body};\n}}\n")).result().kind == "unconfirmed"
             for body in ("a > b ? a : b", "a")
         )
     assert (right, wrong) == (True, False)
@@ -254,7 +254,7 @@ def test_humanevalpacks_rows_run_with_their_own_solutions(tmp_path):
         if not sandbox.available("cpp"):
             pytest.skip("no tool-chain for C++ on this machine")
         right, wrong = (
-            sandbox.submit(problem.program(row[name])).result().passed
+            sandbox.submit(problem.program(row[name])).result().kind == "unconfirmed"
             for name in ("canonical_solution", "buggy_solution")
         )
     assert (right, wrong) == (True, False)

@@ -1,5 +1,5 @@
-"""The sandbox: runs programs nobody has read, and tells which of them pass their tests.
+"""The sandbox: runs programs that nobody has read, and decides which of them pass their tests.
 
-Import from its modules: `pool` (Sandbox), `verdicts` (Program, Limits, Verdict, Isolation) and `languages`.
-This file stays empty, because the process that runs the programs imports it too and must stay small.
+Import from its modules: `pool` (Sandbox), `verdicts` (Program, Cases, Limits, Verdict, Isolation) and
+`languages`. This file stays empty: the process that runs the programs imports it too and must stay small.
 """

@@ -1,47 +1,53 @@
-"""The candidate's process: runs the candidate's text, then answers questions about what it defined.
+"""The candidate's process: runs the candidate's text, then calls what it defined, as often as it is asked.
 
-The questions come from the process that runs the tests (`trial`), which believes nothing of the answers.
+Nothing that this process sends is believed: the test runner (`runner`) reads it by the schema alone. So this
+module need not defend itself against the candidate, which can change every line of it.
+
+Requests: a text (the candidate's source), then `["entry", name]`, `["call", name, args, kwargs]`,
+`["call", [number, method], args, kwargs]`, `["get", number, name]`, `["next", number]` and
+`["together", tests, nonce]`, where numbers stand for objects that were returned before. Replies:
+`["value", value, changed]` with the positions of the arguments that the call changed,
+`["raised", type, message, errno]`, `["missing"]` or `["nonce", text]`.
 """
 
 import socket
 import sys
 import types
 from collections.abc import Iterator
-from dataclasses import dataclass
 
-from starcoder.evaluate.sandbox.wire import Channel, decode, encode, is_mutable
+from starcoder.evaluate.sandbox.schema import Channel, Reader, encode
 
-_MOST_TEXT = 300
+_MAX_TEXT = 300
+_MUTABLE = (list, set, dict, bytearray)
 
 
 def be_candidate(channel: Channel) -> None:
-    """Read the candidate's text, run it, and answer questions until the other side ends."""
-    lent: list[object] = []
+    """Read the candidate's text, run it, and answer requests until the other side ends."""
     module = types.ModuleType("candidate")
     sys.modules["candidate"] = module
-    answers = _Answers(module, lent)
+    answers = _Answers(module)
     reply: list[object]
     try:
         source = channel.receive()
-        assert isinstance(source, str), "the tests' side sends the text first"
+        assert isinstance(source, str), "the test runner sends the text first"
         exec(compile(source, "<candidate>", "exec"), module.__dict__)
-        reply = ["value", encode(dict(answers.offers()), answers.lend)]
+        reply = ["value", None, []]
     except BaseException as error:
         reply = _raised(error)
     while True:
         try:
             channel.send(reply)
-            question = channel.receive()
+            request = channel.receive()
         except (EOFError, ConnectionError):
             return
-        assert isinstance(question, list), "the tests' side sends lists"
+        assert isinstance(request, list), "the test runner sends lists"
         try:
-            reply = ["value", encode(answers.to(question), answers.lend)]
+            reply = answers.to(request)
         except BaseException as error:
             reply = _raised(error)
 
 
-def rehearse(times: int = 12) -> None:
+def warm_up(times: int = 12) -> None:
     """Go through a candidate's life in this process, so that its forks need not.
 
     Python writes into code that it runs for the first times, and a fork pays 3 us for each page it writes to.
@@ -51,8 +57,9 @@ def rehearse(times: int = 12) -> None:
         with here, there:
             play = Channel(here)
             play.send("def add(a, b):\n    return a + b\n")
+            play.send(["entry", "add"])
             for _ in range(2):
-                play.send(["call", 0, {"t": "tuple", "v": [1, 2]}, {"t": "dict", "v": []}])
+                play.send(["call", "add", [1, [2]], {}])
             here.shutdown(socket.SHUT_WR)
             be_candidate(Channel(there))
     del sys.modules["candidate"]
@@ -67,87 +74,73 @@ def message_of(error: BaseException) -> str:
 
 
 class _Answers:
-    """What the candidate's process says when the tests ask."""
+    """Replies to the test runner's requests."""
 
-    def __init__(self, module: types.ModuleType, lent: list[object]):
-        self._module, self._lent = module, lent
+    def __init__(self, module: types.ModuleType):
+        self._names = module.__dict__
+        self._lent: list[object] = []
+        self._reader = Reader(lambda number, is_iterator: self._lent[number])
 
-    def offers(self) -> Iterator[tuple[str, tuple[object, ...]]]:
-        """The candidate's globals: values, and where the modules and members it imported come from."""
-        for name, value in list(self._module.__dict__.items()):
-            home = getattr(value, "__module__", None)
-            if name.startswith("__"):
-                continue
-            if isinstance(value, types.ModuleType):
-                yield name, ("module", value.__name__)
-            elif isinstance(home, str) and home != "candidate" and hasattr(value, "__name__"):
-                yield name, ("member", home, value.__name__)
-            else:
-                yield name, ("value", value)
-
-    def lend(self, thing: object) -> object:
-        """The form of an object that stays here."""
-        self._lent.append(thing)
-        return {"t": "lent", "v": len(self._lent) - 1}
-
-    def to(self, question: list[object]) -> object:
-        """The answer to one question."""
-        match question:
-            case ["call", int(number), args, kwargs]:
-                return self._call(self._lent[number], args, self._in(kwargs))
+    def to(self, request: list[object]) -> list[object]:
+        """The reply to one request."""
+        match request:
+            case ["call", str(name), args, kwargs]:
+                return self._call(self._names[name], args, kwargs) if name in self._names else ["missing"]
+            case ["call", [int(number), str(method)], args, kwargs]:
+                return self._call(getattr(self._lent[number], method), args, kwargs)
             case ["get", int(number), str(name)]:
-                return getattr(self._lent[number], name)
-            case ["set", int(number), str(name), value]:
-                setattr(self._lent[number], name, self._in(value))
-                return None
-            case ["iter", int(number)]:
-                return _Kept(iter(self._lent[number]))  # type: ignore[call-overload]
-            case ["next", iterator]:
-                kept = self._in(iterator)
-                assert isinstance(kept, _Kept)
-                return next(((True, item) for item in kept.iterator), (False,))
-            case ["true", int(number)]:
-                return bool(self._lent[number])
-            case ["len", int(number)]:
-                return len(self._lent[number])  # type: ignore[arg-type]
-            case ["item", int(number), key]:
-                return self._lent[number][self._in(key)]  # type: ignore[index]
-            case ["text", int(number)]:
-                return str(self._lent[number])
-            case ["tests", str(tests), str(nonce)]:
-                exec(compile(tests, "<tests>", "exec"), self._module.__dict__)
-                return nonce
-        raise AssertionError(question)
+                return ["value", encode(getattr(self._lent[number], name), self._lend), []]
+            case ["entry", str(name)]:
+                return self._entry(name)
+            case ["next", int(number)]:
+                iterator = self._lent[number]
+                assert isinstance(iterator, Iterator)
+                return ["value", [encode(item, self._lend) for item in _first(iterator)], []]
+            case ["together", str(tests), str(nonce)]:
+                exec(compile(tests, "<tests>", "exec"), self._names)
+                return ["nonce", nonce]
+        raise AssertionError(request)
 
-    def _call(self, function: object, form: object, kwargs: object) -> tuple[object, dict[int, object]]:
-        """The function's answer, and the mutable arguments that differ from what was sent."""
-        args = self._in(form)
-        assert isinstance(form, dict) and isinstance(args, tuple), "arguments travel as a tuple"
-        assert isinstance(kwargs, dict) and callable(function)
-        value = function(*args, **kwargs)
-        changed = {
-            index: arg
-            for index, (arg, sent) in enumerate(zip(args, form["v"], strict=True))
-            if is_mutable(arg) and encode(arg, self.lend) != sent
-        }
-        return value, changed
+    def _entry(self, name: str) -> list[object]:
+        """What an entry point is: something to call, or a value."""
+        if name not in self._names:
+            return ["missing"]
+        value = self._names[name]
+        form = {"object": 0} if callable(value) else encode(value, self._lend)
+        return ["value", form, []]
 
-    def _in(self, form: object) -> object:
-        return decode(form, lambda number: self._lent[number])
+    def _call(self, function: object, args_form: object, kwargs_form: object) -> list[object]:
+        assert isinstance(args_form, list) and isinstance(kwargs_form, dict) and callable(function)
+        args = [self._reader.read(form) for form in args_form]
+        kwargs = {name: self._reader.read(form) for name, form in kwargs_form.items()}
+        value = encode(function(*args, **kwargs), self._lend)
+        changed = [
+            at
+            for at, (arg, form) in enumerate(zip(args, args_form, strict=True))
+            if type(arg) in _MUTABLE and encode(arg, self._lend) != form
+        ]
+        return ["value", value, changed]
+
+    def _lend(self, thing: object, is_iterator: bool) -> int:
+        for number, known in enumerate(self._lent):
+            if known is thing:
+                return number
+        self._lent.append(thing)
+        return len(self._lent) - 1
 
 
-@dataclass(frozen=True, slots=True)
-class _Kept:
-    """An iterator on loan."""
-
-    iterator: Iterator[object]
+def _first(iterator: Iterator[object]) -> Iterator[object]:
+    """The next item, if there is one."""
+    for item in iterator:
+        yield item
+        return
 
 
 def _raised(error: BaseException) -> list[object]:
-    """The answer that says `error` happened, by the nearest exception type that Python itself has."""
+    """The reply that says `error` happened, by the nearest exception type that Python itself has."""
     kind = next(cls for cls in type(error).__mro__ if cls.__module__ == "builtins")
     text, number = message_of(error), None
     if isinstance(error, OSError) and isinstance(error.errno, int):
         number = error.errno
         text = f"{error.strerror}" if error.filename is None else f"{error.strerror}: {error.filename!r}"
-    return ["raised", kind.__name__, text[:_MOST_TEXT], number]
+    return ["raised", kind.__name__, text[:_MAX_TEXT], number]

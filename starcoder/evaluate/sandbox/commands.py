@@ -14,12 +14,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from starcoder.evaluate.sandbox.languages import LANGUAGES
-from starcoder.evaluate.sandbox.trial import Outcome
+from starcoder.evaluate.sandbox.runner import Outcome
 from starcoder.evaluate.sandbox.verdicts import Kind, Limits
 
 _COMPILE_S = 30.0
 _PROCESSES = 256  # threads count, and a JVM starts dozens
 _DETAIL = 300
+TOGETHER = "candidate and tests are one program in this language"
+"""Detail of a success that the candidate could have forged."""
 _CLUES: tuple[tuple[Kind, str], ...] = (
     ("memory", r"OutOfMemoryError|heap out of memory|bad_alloc|memory allocation of"),
     ("isolation", r"Operation not permitted|Permission denied|Read-only file system|EPERM|EACCES|EROFS"),
@@ -45,7 +47,7 @@ def compile_s(language: str) -> float:
 
 
 def room(language: str, limits: Limits) -> Limits:
-    """The walls' limits, wide enough for the tool-chain."""
+    """Limits wide enough for the tool-chain."""
     return replace(
         limits,
         processes=max(limits.processes, _PROCESSES),
@@ -54,10 +56,10 @@ def room(language: str, limits: Limits) -> Limits:
     )
 
 
-def hold(
+def judge(
     language: str, tools: Mapping[str, str], source: str, tests_and_nonce: tuple[str, str], limits: Limits
 ) -> Outcome:
-    """Try a candidate, in a process behind all walls whose working folder is its own."""
+    """Try a candidate, in an isolated process whose working folder is its own."""
     tests, nonce = tests_and_nonce
     toolchain = LANGUAGES[language]
     text = toolchain.join(source, tests, nonce)
@@ -75,7 +77,7 @@ def hold(
             return Outcome(ended.stopped_by or "syntax", first_error(ended.output))
     ended = _run(toolchain.run, blanks, tools, limits.timeout_s, limits)
     if ended.nonce == nonce:
-        return Outcome("passed", "", nonce)
+        return Outcome("unconfirmed", TOGETHER, nonce)
     return Outcome(*diagnose(ended, nonce))
 
 
@@ -160,6 +162,6 @@ def diagnose(ended: Ended, nonce: str) -> tuple[Kind, str]:
 
 def first_error(output: str) -> str:
     """The line of a tool's output that tells most."""
-    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    lines = [line.strip() for line in output.split("\n") if line.strip()]
     telling = [line for line in lines if re.search(r"(?i)error|assert|panicked|denied|not ok", line)]
     return (telling or lines or [""])[0][:_DETAIL]

@@ -1,32 +1,28 @@
-"""The walls around a program: namespaces, a read-only root, Landlock, the call filter, resource limits.
+"""The isolation around a program: namespaces, a read-only root, Landlock, the call filter, resource limits.
 
-A worker process builds what all its programs share (`enter_worker`); the processes that it has programs
-tried in get namespaces, a /tmp and limits of their own (`confine`). Each wall has a name, and what a machine
-does not allow is left out and reported by that name. Runs in the worker processes only: it changes the
-process that calls it.
+A worker builds what all its programs share (`enter_worker`); the processes that it has programs tried in get
+namespaces, a /tmp and limits of their own (`confine`). Each layer has a name, and what a machine does not
+allow is left out and reported by that name (`verdicts.GUARANTEES` says what depends on it). Runs in the
+worker processes only: it changes the process that calls it.
 """
 
 import contextlib
 import os
 import resource
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from starcoder.evaluate.sandbox import landlock, seccomp
+from starcoder.evaluate.sandbox import landlock, seccomp, usage
 from starcoder.evaluate.sandbox.system import libc, ok
-from starcoder.evaluate.sandbox.verdicts import Limits
+from starcoder.evaluate.sandbox.verdicts import LAYERS, Limits
 
-WALLS = (
-    "user-namespace", "pid-namespace", "mount-namespace", "net-namespace", "ipc-namespace", "read-only-root",
-    "private-tmp", "landlock", "seccomp", "no-capabilities", "rlimits", "process-count", "memory-sum",
-)  # fmt: skip
-_NAMESPACES = frozenset(wall for wall in WALLS if wall.endswith("-namespace"))
+_NAMESPACES = frozenset(layer for layer in LAYERS if layer.endswith("-namespace"))
 
 _NEWNS, _NEWCGROUP, _NEWUTS, _NEWIPC = 0x20000, 0x2000000, 0x4000000, 0x8000000
 _NEWUSER, _NEWPID, _NEWNET = 0x10000000, 0x20000000, 0x40000000
 _RDONLY, _NOSUID, _NODEV, _NOEXEC, _BIND, _REC, _PRIVATE = 1, 2, 4, 8, 4096, 16384, 1 << 18
-_DETACH = 2
+_DETACH, _NOATIME = 2, 1024
 _PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 _MOUNT_SETATTR, _AT_FDCWD, _AT_RECURSIVE = 442, -100, 0x8000
 _SET_PDEATHSIG, _SET_DUMPABLE, _SET_CHILD_SUBREAPER, _SET_NO_NEW_PRIVS = 1, 4, 36, 38
@@ -34,62 +30,65 @@ _CAPABILITY_VERSION = 0x20080522
 
 _NOBODY = 65534  # who programs are when the sandbox runs as root
 _INSIDE = 1000  # who they believe to be
-_DEVICES = ("null", "zero", "full", "random", "urandom")
+_DEVICES = ("null", "full", "random", "urandom")  # zero, mapped, is memory that nobody is charged for
 _DESCRIPTORS = 128
 _TMP_FILES = 4096
+_LAST_RESORT_S = 3600
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where programs live: an empty folder for the root, what they may read or import, walls left out."""
+class Root:
+    """What programs see: an empty folder for the root, what they may read or import; layers to leave out."""
 
-    root: str
+    folder: str
     readable: tuple[str, ...]
     packages: tuple[str, ...] = ()
     without: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
-class Ground:
-    """What a worker has built and each of its programs stands on."""
+class Context:
+    """What a worker has built for all its programs."""
 
-    place: Place
-    reached: frozenset[str]
+    root: Root
+    layers: frozenset[str]
     landlock: int
     filter: bytes
     tmp: str
-    neighbours: int  # processes that count against the programs' limit though they are not theirs
+    num_others: int  # processes that count against the programs' limit though they are not theirs
 
 
-def enter_worker(place: Place) -> Ground:
-    """Build the worker's walls around this process. Returns in a child of it where namespaces can be had.
+def enter_worker(root: Root) -> Context:
+    """Isolate this process. Returns in a child of it where namespaces can be had.
 
     Raises:
-        OSError: a wall that the machine seemed to allow could not be finished.
+        OSError: a layer that the machine seemed to allow could not be finished.
     """
-    reached: set[str] = set()
-    if not place.without & _NAMESPACES and _enter_namespaces(place):
-        reached |= _NAMESPACES | {"read-only-root", "private-tmp", "process-count"}
-        if os.path.exists("/proc/1/statm"):
-            reached.add("memory-sum")
-    interface = 0 if "landlock" in place.without else landlock.version()
-    use_filter = "seccomp" not in place.without and seccomp.machine_is_known()
-    reached |= {"rlimits", "no-capabilities"}
-    reached |= {"landlock"} if interface else set()
-    reached |= {"seccomp"} if use_filter else set()
-    tmp = "/tmp" if "private-tmp" in reached else place.root
-    neighbours = 0
-    if "process-count" not in reached:
-        neighbours = _processes_of_user()
-        reached |= {"process-count"} if os.geteuid() else set()  # the kernel does not count root's
+    layers: set[str] = {"rlimits", "no-capabilities"}
+    if not root.without & _NAMESPACES and _enter_namespaces(root):
+        layers |= _NAMESPACES | {"read-only-root", "private-tmp", "process-count"}
+    if "usage-watch" not in root.without and usage.can_measure():
+        layers.add("usage-watch")
+    interface = 0 if "landlock" in root.without else landlock.version()
+    if "signal-scope" in root.without:
+        interface = min(interface, landlock.SIGNALS_SINCE - 1)
+    layers |= {"landlock"} if interface else set()
+    layers |= {"signal-scope"} if interface >= landlock.SIGNALS_SINCE else set()
+    layers |= {"seccomp"} if "seccomp" not in root.without and seccomp.machine_is_known() else set()
+    refuse_signals = "seccomp" in layers and not layers & {"pid-namespace", "signal-scope"}
+    layers |= {"no-signals"} if refuse_signals else set()
+    num_others = 0
+    if "process-count" not in layers:
+        num_others = _processes_of_user()
+        layers |= {"process-count"} if os.geteuid() else set()  # the kernel does not count root's
     ok(libc().prctl(_SET_CHILD_SUBREAPER, 1, 0, 0, 0), "subreaper")
-    return Ground(
-        place, frozenset(reached), interface, seccomp.program() if use_filter else b"", tmp, neighbours
-    )
+    code = seccomp.program(refuse_signals=refuse_signals) if "seccomp" in layers else b""
+    tmp = "/tmp" if "private-tmp" in layers else root.folder
+    return Context(root, frozenset(layers), interface, code, tmp, num_others)
 
 
-def confine(ground: Ground, limits: Limits, *, commands: bool, address_space: int | None) -> None:
-    """Put every wall around this process, a fresh child of the worker, and all that it will fork.
+def confine(context: Context, limits: Limits, *, commands: bool, address_space: int | None) -> None:
+    """Isolate this process, a fresh child of the worker, and all that it will fork.
 
     Its forks limit their CPU time themselves (`limit_cpu`), except where they are `commands`.
 
@@ -98,24 +97,29 @@ def confine(ground: Ground, limits: Limits, *, commands: bool, address_space: in
         address_space: Bytes of address space for each process; None for run times that reserve much.
 
     Raises:
-        OSError: a wall does not stand; the program must not be run.
+        OSError: a layer could not be put on; the program must not be run.
     """
     die_with_parent()
-    if ground.reached >= _NAMESPACES:
+    if context.layers >= _NAMESPACES:
         _own_namespaces(limits, commands=commands)
     else:
         os.setsid()
-    os.chdir(ground.tmp)
+    os.chdir(context.tmp)
     ok(libc().prctl(_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
-    if ground.landlock:
-        landlock.restrict(dict(_rights(ground)), ground.landlock)
+    if context.landlock:
+        landlock.restrict(dict(_rights(context)), context.landlock)
     _drop_capabilities()
-    _limit(ground, limits, address_space)
+    _limit(context, limits, address_space)
     if commands:
-        limit_cpu(limits)
-    ok(libc().prctl(_SET_DUMPABLE, 0, 0, 0, 0), "dumpable")  # nothing of the same user may look in
-    if ground.filter:
-        seccomp.install(ground.filter)
+        limit_cpu(context, limits)
+    let_be_looked_into(False)  # by anything of the same user
+    if context.filter:
+        seccomp.install(context.filter)
+
+
+def let_be_looked_into(is_allowed: bool) -> None:
+    """Whether processes of the same user may read this one's /proc entries."""
+    ok(libc().prctl(_SET_DUMPABLE, int(is_allowed), 0, 0, 0), "dumpable")
 
 
 def _processes_of_user() -> int:
@@ -138,22 +142,22 @@ def later_children_in(own_pids: int) -> None:
     ok(libc().setns(own_pids, _NEWPID), "setns")
 
 
-def _enter_namespaces(place: Place) -> bool:
-    """Go into new namespaces with nothing in them but `place`; False where the machine forbids it."""
+def _enter_namespaces(root: Root) -> bool:
+    """Go into new namespaces with nothing in them but `root`; False where the machine forbids it."""
     if not _may_unshare():
         return False
     uid = os.geteuid()
     if uid == 0:
         ok(libc().unshare(_NEWNS), "unshare")
-        _build_root(place)  # as root, for a user may not be able to reach the readable paths
+        _build_root(root)  # as root, for a user may not be able to reach the readable paths
     _unshare_all()
     child = os.fork()
     if child:
         _outlive(child)
     die_with_parent()
     if uid != 0:
-        _build_root(place)
-    _enter_root(place.root)
+        _build_root(root)
+    _enter_root(root.folder)
     return True
 
 
@@ -194,29 +198,29 @@ def _outlive(child: int) -> None:
     raise WorkerEnded(0)
 
 
-def _build_root(place: Place) -> None:
-    """A small read-only tree on `place.root`: the readable paths, five devices, /tmp and /proc."""
-    root = place.root
+def _build_root(root: Root) -> None:
+    """A small read-only tree on the folder: the readable paths, four devices, /tmp and /proc."""
+    top = root.folder
     _mount("none", "/", None, _PRIVATE | _REC)
-    _mount("tmpfs", root, "tmpfs", _NOSUID, "size=1m,mode=755")
+    _mount("tmpfs", top, "tmpfs", _NOSUID, "size=1m,mode=755")
     for folder in ("tmp", "proc", "dev", "etc"):
-        os.mkdir(f"{root}/{folder}")
-    os.symlink("/proc/self/fd", f"{root}/dev/fd")
+        os.mkdir(f"{top}/{folder}")
+    os.symlink("/proc/self/fd", f"{top}/dev/fd")
     for name, text in _ETC.items():
-        with open(f"{root}/etc/{name}", "w", encoding="ascii") as file:
+        with open(f"{top}/etc/{name}", "w", encoding="ascii") as file:
             file.write(text)
-    for path in (*place.readable, *(f"/dev/{name}" for name in _DEVICES)):
-        _show(path, root)
-    for path, here in zip(place.packages, package_paths(place, in_root=True), strict=True):
-        os.makedirs(root + here)
-        _mount(path, root + here, None, _BIND | _REC)
+    for path in (*root.readable, *(f"/dev/{name}" for name in _DEVICES)):
+        _show(path, top)
+    for path, here in zip(root.packages, package_paths(root, in_root=True), strict=True):
+        os.makedirs(top + here)
+        _mount(path, top + here, None, _BIND | _REC)
     read_only = (_RDONLY | _NOSUID).to_bytes(8, "little") + bytes(24)
-    ok(libc().syscall(_MOUNT_SETATTR, _AT_FDCWD, root.encode(), _AT_RECURSIVE, read_only, 32), "read-only")
+    ok(libc().syscall(_MOUNT_SETATTR, _AT_FDCWD, top.encode(), _AT_RECURSIVE, read_only, 32), "read-only")
 
 
-def package_paths(place: Place, *, in_root: bool) -> list[str]:
+def package_paths(root: Root, *, in_root: bool) -> list[str]:
     """Where programs find the folders of packages: in the root away from /tmp, which hides the host's."""
-    return [f"/packages/{i}" if in_root else path for i, path in enumerate(place.packages)]
+    return [f"/packages/{i}" if in_root else path for i, path in enumerate(root.packages)]
 
 
 _ETC = {
@@ -259,7 +263,8 @@ def _own_namespaces(limits: Limits, *, commands: bool) -> None:
     """Namespaces of this program alone; the user namespace last, so that it has no say in the others."""
     me = os.open("/proc/self", os.O_PATH)
     ok(libc().unshare(_NEWNS | _NEWNET | _NEWIPC | _NEWUTS), "unshare")
-    tmp = _NOSUID | _NODEV | (0 if commands else _NOEXEC)
+    # Without times of access: they would tell a program of one before it.
+    tmp = _NOSUID | _NODEV | _NOATIME | (0 if commands else _NOEXEC)
     _mount("tmpfs", "/tmp", "tmpfs", tmp, f"size={2 * limits.file_bytes},nr_inodes={_TMP_FILES},mode=777")
     if commands:
         _mount("proc", "/proc", "proc", _NOSUID | _NODEV | _NOEXEC)
@@ -282,16 +287,16 @@ def _map_user(me: int, inside: int, uid: int, gid: int) -> None:
     os.close(me)
 
 
-def _rights(ground: Ground) -> Iterator[tuple[str, int]]:
-    if "read-only-root" in ground.reached:
+def _rights(context: Context) -> Iterator[tuple[str, int]]:
+    if "read-only-root" in context.layers:
         yield "/", landlock.READ
     else:
-        for path in (*ground.place.readable, *ground.place.packages):
+        for path in (*context.root.readable, *context.root.packages):
             if os.path.exists(path):
                 yield path, landlock.READ
     for name in _DEVICES:
         yield f"/dev/{name}", landlock.READ | landlock.WRITE
-    yield ground.tmp, landlock.READ | landlock.WRITE
+    yield context.tmp, landlock.READ | landlock.WRITE
 
 
 def _drop_capabilities() -> None:
@@ -299,12 +304,12 @@ def _drop_capabilities() -> None:
     ok(libc().capset(header, bytes(24)), "capset")
 
 
-def _limit(ground: Ground, limits: Limits, address_space: int | None) -> None:
+def _limit(context: Context, limits: Limits, address_space: int | None) -> None:
     for kind, amount in (
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_FSIZE, limits.file_bytes),
         (resource.RLIMIT_NOFILE, _DESCRIPTORS),
-        (resource.RLIMIT_NPROC, limits.processes + ground.neighbours),
+        (resource.RLIMIT_NPROC, limits.processes + context.num_others),
         (resource.RLIMIT_MEMLOCK, 0),
         (resource.RLIMIT_MSGQUEUE, 0),
         *(() if address_space is None else ((resource.RLIMIT_AS, address_space),)),
@@ -314,10 +319,14 @@ def _limit(ground: Ground, limits: Limits, address_space: int | None) -> None:
         resource.setrlimit(kind, (amount, amount))
 
 
-def limit_cpu(limits: Limits) -> None:
-    """Limit the CPU time of this process and each of its children."""
+def limit_cpu(context: Context, limits: Limits) -> None:
+    """Limit the CPU time of this process and each of its children.
+
+    Where the worker watches, it decides, for all processes together; this is then the last resort.
+    """
+    seconds = _LAST_RESORT_S if "usage-watch" in context.layers else limits.cpu_s
     # The signal at the soft limit names the cause; one second later nothing can ignore the end.
-    resource.setrlimit(resource.RLIMIT_CPU, (limits.cpu_s, limits.cpu_s + 1))
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
 
 
 def die_with_parent() -> None:
@@ -328,14 +337,3 @@ def die_with_parent() -> None:
 def _mount(source: str, target: str, kind: str | None, flags: int, data: str = "") -> None:
     encoded = None if kind is None else kind.encode()
     ok(libc().mount(source.encode(), target.encode(), encoded, flags, data.encode() or None), target)
-
-
-def resident_bytes(processes: Sequence[int]) -> int:
-    """Memory that these processes hold by themselves, less what they share with files."""
-    total = 0
-    for process in processes:
-        with contextlib.suppress(OSError):
-            with open(f"/proc/{process}/statm", encoding="ascii") as file:
-                _, resident, shared, *_ = file.read().split()
-            total += (int(resident) - int(shared)) * resource.getpagesize()
-    return total

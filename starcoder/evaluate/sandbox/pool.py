@@ -1,6 +1,7 @@
 """The sandbox as its callers see it: programs go in, verdicts come out as they are reached."""
 
 import contextlib
+import functools
 import json
 import os
 import queue
@@ -21,22 +22,23 @@ import starcoder
 from starcoder.errors import SandboxError
 from starcoder.evaluate.sandbox import languages
 from starcoder.evaluate.sandbox.containers import ContainerWorker
-from starcoder.evaluate.sandbox.isolation import WALLS
-from starcoder.evaluate.sandbox.verdicts import Isolation, Limits, Program, Verdict
+from starcoder.evaluate.sandbox.names import free_names, members
+from starcoder.evaluate.sandbox.verdicts import GUARANTEES, LAYERS, Isolation, Limits, Program, Verdict
 
 _Order = tuple[Program, Limits]
 Driver = Literal["namespaces", "docker", "podman"]
 
 _LENGTH = struct.Struct("<I")
+_NOT_EXPECTED = {"container", "no-signals"}  # they replace other layers
 _SYSTEM = (
     "/bin", "/lib", "/lib32", "/lib64", "/sbin", "/usr", "/etc/ld.so.cache", "/etc/alternatives",
     "/etc/localtime",
 )  # fmt: skip
-_BOOT = "import sys; sys.path.append({path!r}); from starcoder.evaluate.sandbox.zygote import main; main()"
+_BOOT = "import sys; sys.path.append({path!r}); from starcoder.evaluate.sandbox.worker import main; main()"
 
 
 class Sandbox:
-    """Worker processes that run programs, each program behind walls of its own.
+    """Worker processes that run programs, each program isolated from all others and from the machine.
 
     Use it as a context manager; leaving it ends every program that still runs. Not for more than one thread
     at a time, except that futures may be awaited anywhere.
@@ -51,10 +53,10 @@ class Sandbox:
         images: dict[str, str] | None = None,
         packages: Iterable[Path] = (),
         preload: Iterable[str] = (),
-        allow_unsafe: bool = False,
+        accept_missing: Iterable[str] = (),
         without: Iterable[str] = (),
     ):
-        """Start the workers and find out which walls stand.
+        """Start the workers and find out how they are isolated here.
 
         Args:
             workers: Programs at a time; the number of cores if not given.
@@ -63,13 +65,18 @@ class Sandbox:
             images: Language to image, for docker and podman.
             packages: Folders of Python packages that programs may import (read-only).
             preload: Modules to import once, before any program, because importing them is slow (numpy).
-            allow_unsafe: Run even where network or files cannot be shut off.
-            without: Walls to leave out (see `isolation.WALLS`), to learn what a lesser machine would reach.
+            accept_missing: Guarantees (`verdicts.GUARANTEES`) to do without where they cannot be given.
+            without: Layers to leave out (`verdicts.LAYERS`), to see what a lesser machine would give.
 
         Raises:
-            SandboxError: programs could reach the network or the user's files here and `allow_unsafe` is not
-                set, or the driver does not work.
+            SandboxError: a guarantee cannot be given and is not among `accept_missing`, or the driver does
+                not work.
         """
+        accepted = set(accept_missing)
+        if unknown := sorted(accepted - set(GUARANTEES)):
+            raise SandboxError(
+                f"there is no guarantee {unknown[0]!r}", f"the guarantees are {', '.join(GUARANTEES)}"
+            )
         self._limits = limits or Limits()
         self._scratch = tempfile.TemporaryDirectory(prefix="starcoder-sandbox-", ignore_cleanup_errors=True)
         os.chmod(self._scratch.name, 0o711)  # workers started by root become nobody on the way to their roots
@@ -90,11 +97,12 @@ class Sandbox:
             for worker in self._workers:
                 worker.start()
             self._isolation = self._workers[0].isolation
-            if not (self._isolation.holds or allow_unsafe):
+            if lacking := [name for name in self._isolation.lacks if name not in accepted]:
                 raise SandboxError(
-                    "programs could reach the network or your files here: no "
+                    f"the sandbox cannot guarantee {', '.join(lacking)} on this machine: it lacks "
                     + ", ".join(self._isolation.missing),
-                    "allow unprivileged user namespaces, use docker or podman, or say that it may be unsafe",
+                    "allow unprivileged user namespaces, use docker or podman, or accept it with "
+                    + " ".join(f"--accept-missing {name}" for name in lacking),
                 )
         except BaseException:
             self.close()
@@ -107,8 +115,13 @@ class Sandbox:
 
     @property
     def isolation(self) -> Isolation:
-        """The walls that stand on this machine."""
+        """The layers of isolation on this machine."""
         return self._isolation
+
+    @property
+    def holds(self) -> dict[str, tuple[str, ...]]:
+        """Every guarantee by name, with the layers that give it; none where it was accepted as missing."""
+        return self._isolation.by_guarantee()
 
     def available(self, language: str) -> bool:
         """Whether programs of `language` can run here; otherwise their verdict is `unavailable`."""
@@ -156,7 +169,7 @@ class Sandbox:
         self, root: str, packages: Iterable[Path], preload: Iterable[str], without: Iterable[str]
     ) -> dict[str, object]:
         folders = [str(Path(folder).resolve()) for folder in packages]
-        own = {sys.base_prefix, *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib"))}
+        own = {sys.base_prefix, sysconfig.get_path("stdlib")}  # not the user's environment
         toolchains = {path for tools in self._toolchains.values() for path in languages.folders(tools)}
         java = {str(path) for path in Path("/etc").glob("java*")}
         return {
@@ -175,7 +188,7 @@ class Sandbox:
             following = self._take() if self._jobs.qsize() > 2 * len(self._workers) else None
             try:
                 ahead = None if following is None else self._order(following[0])
-                future.set_result(worker.hold(*self._order(program), ahead))
+                future.set_result(worker.judge(*self._order(program), ahead))
             except SandboxError as error:
                 future.set_exception(error)
             job = following or self._take()
@@ -193,7 +206,7 @@ class Sandbox:
 
 
 class _Worker:
-    """One worker process; started anew when something ends it."""
+    """One worker process; started again when something ends it."""
 
     def __init__(self, settings: dict[str, object], toolchains: dict[str, dict[str, str]]):
         self._settings, self._toolchains = settings, toolchains
@@ -203,7 +216,7 @@ class _Worker:
         self.isolation = Isolation((), ())
 
     def start(self) -> None:
-        """Start the process and learn which walls stand.
+        """Start the process and learn how it is isolated.
 
         Raises:
             SandboxError: it does not start.
@@ -218,7 +231,7 @@ class _Worker:
             cwd="/",
             start_new_session=True,  # a terminal's Ctrl-C is the caller's to handle
             env={
-                "LD_BIND_NOW": "1",  # or every fork looks its symbols up anew
+                "LD_BIND_NOW": "1",  # or every fork resolves its symbols again
                 "PATH": "/usr/bin:/bin",
                 "LANG": "C.UTF-8",
                 "OPENBLAS_NUM_THREADS": "1",
@@ -234,15 +247,19 @@ class _Worker:
             self.stop()
             raise SandboxError(
                 f"a sandbox process did not start: {reason or 'it ended'}",
-                "`starcoder doctor` tells what this machine allows; --sandbox docker needs no namespaces",
+                "`starcoder doctor` shows what this machine allows; --sandbox docker needs no namespaces",
             ) from None
-        self.isolation = _named_walls(hello["reached"])
+        layers = frozenset(hello["layers"])
+        self.isolation = Isolation(
+            tuple(layer for layer in LAYERS if layer in layers),
+            tuple(layer for layer in LAYERS if layer not in layers | _NOT_EXPECTED),
+        )
 
     def available(self, language: str) -> bool:
         """Whether this machine has the tool-chain."""
         return language == "python" or bool(self._toolchains.get(language))
 
-    def hold(self, program: Program, limits: Limits, following: "_Order | None" = None) -> Verdict:
+    def judge(self, program: Program, limits: Limits, following: "_Order | None" = None) -> Verdict:
         """Try one program; a worker that dies of it is replaced, and the program is tried once more.
 
         The one `following` is sent before this one's verdict is there, so that the worker need not wait.
@@ -261,7 +278,9 @@ class _Worker:
                     self._send_program(*following)
                     self._sent = following
                 verdict = self._receive()
-                return Verdict(verdict["kind"], verdict["detail"], verdict["seconds"])
+                if "trouble" in verdict:
+                    raise SandboxError(f"a program could not be isolated: {verdict['trouble']}")
+                return Verdict(**verdict)
             except (OSError, ValueError):  # ValueError: `stop` has closed the pipes
                 if self._stopped:
                     break
@@ -273,14 +292,15 @@ class _Worker:
         )
 
     def _send_program(self, program: Program, limits: Limits) -> None:
-        source, tests = (text.encode("utf-8", "surrogatepass") for text in (program.source, program.tests))
+        source, task = (text.encode("utf-8", "surrogatepass") for text in (program.source, _task(program)))
         job = {
             "language": program.language,
-            "sizes": [len(source), len(tests)],
+            "sizes": [len(source), len(task)],
+            "has_reference": bool(program.cases and not program.cases.expected),
             "tools": self._toolchains.get(program.language, {}),
             "limits": asdict(limits),
         }
-        self._send_bytes(b"".join([_framed(job), source, tests]))
+        self._send_bytes(b"".join([_framed(job), source, task]))
 
     def stop(self) -> None:
         """End the process and all it runs."""
@@ -315,18 +335,34 @@ class _Worker:
         return data
 
 
+def _task(program: Program) -> str:
+    """All of a program but the candidate, for the test runner."""
+    if program.language != "python":
+        return json.dumps({"tests": program.tests})
+    if program.cases is not None:
+        return json.dumps({"cases": asdict(program.cases)})
+    return _tests(program.tests, program.entry_points, program.setup)
+
+
+@functools.lru_cache(maxsize=256)
+def _tests(tests: str, declared: tuple[str, ...], setup: str) -> str:
+    """Decide which names of the tests are the candidate's, which are modules, which come from the setup."""
+    free = free_names(tests)
+    modules = {name for name in free if name in sys.stdlib_module_names} - set(declared)
+    entry_points = declared or tuple(sorted(free - modules))
+    needs_setup = bool(free - modules - set(entry_points))
+    return json.dumps(
+        {
+            "cases": None,
+            "tests": tests,
+            "entry_points": entry_points,
+            "modules": sorted(modules),
+            "setup": setup if needs_setup else "",
+            "classes": {name: found for name, found in members(setup).items() if name in entry_points},
+        }
+    )
+
+
 def _framed(message: object) -> bytes:
     data = json.dumps(message).encode()
     return _LENGTH.pack(len(data)) + data
-
-
-def _named_walls(reached: Iterable[str]) -> Isolation:
-    """The worker's walls, and the two that everybody asks about: network and files."""
-    standing = set(reached)
-    standing |= {"network"} if standing & {"net-namespace", "seccomp"} else set()
-    standing |= {"files"} if standing & {"read-only-root", "landlock"} else set()
-    walls = ("network", "files", *WALLS)
-    return Isolation(
-        tuple(wall for wall in walls if wall in standing),
-        tuple(wall for wall in walls if wall not in standing),
-    )
