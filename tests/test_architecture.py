@@ -97,7 +97,8 @@ def test_imports_go_down(path):
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_only_cli_touches_the_process(path):
     unit = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    if unit in ("cli", "__main__") or path.name == "worker.py":  # which is a process of its own
+    # worker.py is a process of its own; git.py starts one, in an environment that it scrubs.
+    if unit in ("cli", "__main__") or path.name in ("worker.py", "git.py"):
         return
     found = []
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.prepare.repositories import git
+from tests.repos.repositories import git
 
 pytest.importorskip("pyarrow", reason="shards are Parquet; pip install 'starcoder-kit[prepare]'")
 pytest.importorskip("peft", reason="adapters need peft; pip install 'starcoder-kit[train]'")

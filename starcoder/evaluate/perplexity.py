@@ -16,6 +16,7 @@ import torch.nn.functional as F
 
 from starcoder.errors import ConfigError
 from starcoder.model import Transformer, causal
+from starcoder.repos.walk import source_files
 
 if TYPE_CHECKING:
     from starcoder.tokenizer import Tokenizer
@@ -51,7 +52,7 @@ def files(path: Path, *, suffixes: Sequence[str] = (".py",)) -> list[Path]:
     """
     if path.is_file():
         return [path]
-    found = sorted(file for file in path.rglob("*") if file.suffix in suffixes and file.is_file())
+    found = [file for file in source_files(path) if file.suffix in suffixes]
     if not found:
         raise ConfigError(
             f"{str(path)!r} has no files that end in {', '.join(suffixes)}",

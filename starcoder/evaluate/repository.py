@@ -9,10 +9,8 @@ Limits: a hole is whole lines; files are read as they are at HEAD (with held-out
 
 import ast
 import random
-import re
-import subprocess
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -20,6 +18,8 @@ from typing import Literal, get_args
 from starcoder.errors import ConfigError
 from starcoder.evaluate.problems import Problem
 from starcoder.files import unix_newlines
+from starcoder.repos import git
+from starcoder.repos.walk import read_file, source_files
 from starcoder.request import CompletionRequest, SamplingParams
 
 Kind = Literal["next-line", "line", "block", "function"]
@@ -43,12 +43,9 @@ LANGUAGES = {
     ".pl": "perl",
 }
 _MAX_BYTES = 1_000_000  # of a file: longer ones are data
-SKIPPED = {".git", ".venv", "venv", "node_modules", "build", "dist", "__pycache__"}
 _LEAST_LETTERS = 4  # of a line that is worth asking for: no brackets, no `pass`-like stubs of punctuation
 _MAX_BLOCK, _MAX_FUNCTION = 12, 30  # lines
 _MAX_TOKENS: dict[Kind, int] = {"next-line": 64, "line": 64, "block": 256, "function": 512}
-_HUNK = re.compile(r"@@ -\d+(?:,(\d+))? \+(\d+)(?:,(\d+))? @@")
-_EMPTY_TREE = "4b825dc642cb6eb9a060e54bf8d69288fbee4904"  # git's name of a tree with nothing in it
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -221,57 +218,53 @@ def _indent(line: str) -> int:
 
 
 def _on_disk(repository: Path) -> Iterator[SourceFile]:
-    for path in sorted(repository.rglob("*")):
-        name = path.relative_to(repository)
-        if path.suffix not in LANGUAGES or SKIPPED & set(name.parts) or not path.is_file():
-            continue
-        if path.stat().st_size <= _MAX_BYTES:
+    for path in source_files(repository, max_bytes=_MAX_BYTES):
+        if path.suffix in LANGUAGES and (data := read_file(path, _MAX_BYTES)) is not None:
             try:
-                yield SourceFile(path=name.as_posix(), text=unix_newlines(path.read_text("utf-8")))
+                text = unix_newlines(data.decode("utf-8"))
             except UnicodeDecodeError:
                 continue  # no text of ours
+            yield SourceFile(path=path.relative_to(repository).as_posix(), text=text)
 
 
-def _held_out(repository: Path, num_commits: int) -> Iterator[SourceFile]:
+def _held_out(folder: Path, num_commits: int) -> Iterator[SourceFile]:
+    """Files below the folder that the last commits of HEAD's first parents wrote in."""
     if num_commits < 1:
         raise ConfigError(f"holdout_commits is {num_commits}; expected at least 1")
-    history = int(_git(repository, "rev-list", "--count", "--first-parent", "HEAD"))
-    before = f"HEAD~{num_commits}" if num_commits < history else _EMPTY_TREE
-    diff = _git(
-        repository, "-c", "core.quotePath=off", "diff", "--relative", "--no-color", "--no-ext-diff",
-        "--unified=0", "--diff-filter=AM", "--no-renames", before, "HEAD", "--", ".",
-    )  # fmt: skip
-    for path, lines in _added(diff.splitlines()):
-        if Path(path).suffix in LANGUAGES:
-            text = unix_newlines(_git(repository, "show", f"HEAD:./{path}"))
-            if len(text) <= _MAX_BYTES:
-                yield SourceFile(path=path, text=text, lines=lines)
+    repository, head = open_head(folder)
+    before: str | None = head
+    for _ in range(num_commits):
+        before = repository.resolve(f"{before}^") if before else None
+    inner = folder.resolve().relative_to(repository.folder.resolve()).as_posix()
+    prefix = "" if inner == "." else f"{inner}/"
+    for change in repository.changes(head, before) or ():
+        path = change.path.removeprefix(prefix)
+        is_file = change.modes[1].startswith("100") and change.path.startswith(prefix)
+        if not is_file or Path(path).suffix not in LANGUAGES:
+            continue
+        new = repository.read(change.blobs[1], _MAX_BYTES)
+        old = repository.read(change.blobs[0]) if change.blobs[0] else b""
+        if new is None or old is None:
+            continue
+        lines = git.added_lines(old, new)
+        if lines:
+            yield SourceFile(path=path, text=unix_newlines(new.decode("utf-8", "replace")), lines=lines)
 
 
-def _added(diff: Iterable[str]) -> Iterator[tuple[str, frozenset[int]]]:
-    """Each file of a diff without context, with the numbers of the lines it adds."""
-    path, lines, num_left = "", set[int](), 0
-    for line in diff:
-        if num_left and line[:1] in ("+", "-"):
-            num_left -= 1  # what a hunk says it holds; it may look like a header
-        elif line.startswith("+++ "):
-            if path and lines:
-                yield path, frozenset(lines)
-            path, lines = line.removeprefix("+++ b/").rstrip("\t"), set()
-        elif match := _HUNK.match(line):
-            removed, start, added = int(match[1] or 1), int(match[2]), int(match[3] or 1)
-            lines.update(range(start, start + added))
-            num_left = removed + added
-    if path and lines:
-        yield path, frozenset(lines)
+def open_head(folder: Path) -> tuple[git.GitRepository, str]:
+    """The repository that a folder is in, and the commit that is checked out.
 
-
-def _git(repository: Path, *arguments: str) -> str:
+    Raises:
+        ConfigError: there is none, or it has no commit.
+    """
+    root = git.find_root(folder)
     try:
-        done = subprocess.run(["git", "-C", str(repository), *arguments], capture_output=True, check=False)
-    except FileNotFoundError:
-        raise ConfigError("git is not installed", "held-out commits are read by git") from None
-    if done.returncode:
-        reason = done.stderr.decode("utf-8", "replace").strip().partition("\n")[0]
-        raise ConfigError(f"git cannot read {str(repository)!r}: {reason}", "--repo takes a git repository")
-    return done.stdout.decode("utf-8", "replace")
+        repository = git.GitRepository(root or folder)
+        head = repository.resolve("HEAD")
+    except git.GitError as error:
+        raise ConfigError(f"git cannot read {str(folder)!r}: {error.message}", error.hint) from None
+    if head is None:
+        raise ConfigError(
+            f"git cannot read {str(folder)!r}: it has no commit", "--repo takes a git repository"
+        )
+    return repository, head

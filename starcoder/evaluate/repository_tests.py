@@ -4,11 +4,8 @@ Limits: the verdict is the command's exit code, which code in the repository can
 must be among the paths that the sandbox shows, and nothing can be downloaded.
 """
 
-import io
 import shlex
 import shutil
-import subprocess
-import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,9 +13,11 @@ from pathlib import Path
 
 from starcoder.errors import ConfigError
 from starcoder.evaluate.problems import Problem
-from starcoder.evaluate.repository import SKIPPED
+from starcoder.evaluate.repository import open_head
 from starcoder.evaluate.run import Judge
 from starcoder.evaluate.sandbox.verdicts import Program
+from starcoder.repos import git
+from starcoder.repos.skip import MADE
 
 _END = "STARCODER_END_OF_FILE_7f3a"  # closes a here-document; no file has this line
 
@@ -37,20 +36,33 @@ def copy(repository: Path, target: Path, *, is_at_head: bool) -> Copy:
     Raises:
         ConfigError: the committed state is wanted and there is no git repository.
     """
-    found = _git(repository, "rev-parse", "--show-toplevel")
-    root = repository.resolve() if found is None else Path(found.decode().strip())
+    root = git.find_root(repository) or repository.resolve()
+    target.mkdir(parents=True, exist_ok=True)
     if is_at_head:
-        archive = _git(root, "archive", "--format=tar", "HEAD")
-        if archive is None:
-            raise ConfigError(f"git cannot read {str(repository)!r}", "--repo takes a git repository")
-        with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
-            tar.extractall(target, filter="data")
+        found, head = open_head(repository)
+        try:
+            found.write_files(head, target)
+        except git.GitError as error:
+            raise ConfigError(f"git cannot read {str(repository)!r}: {error.message}", error.hint) from None
     else:
-        shutil.copytree(root, target, ignore=shutil.ignore_patterns(*SKIPPED), dirs_exist_ok=True)
+        shutil.copytree(root, target, symlinks=True, ignore=_left_out, dirs_exist_ok=True)
     for path in (target, *target.rglob("*")):
         if not path.is_symlink():  # programs run as another user
             path.chmod(path.stat().st_mode | (0o555 if path.is_dir() else 0o444))
     return Copy(target, repository.resolve().relative_to(root.resolve()).as_posix())
+
+
+def _left_out(folder: str, names: list[str]) -> set[str]:
+    """What a copy lacks: the history, folders that tools made, pipes and devices."""
+    return {
+        name
+        for name in names
+        if name == ".git"
+        or (name in MADE and Path(folder, name).is_dir())
+        or not (
+            Path(folder, name).is_symlink() or Path(folder, name).is_dir() or Path(folder, name).is_file()
+        )
+    }
 
 
 def with_tests(
@@ -103,11 +115,3 @@ def _program(file: str, source: Copy, command: str, path: Sequence[Path], code: 
         _END,
     ]
     return Program("\n".join(lines), f"{command}\n", "bash")
-
-
-def _git(repository: Path, *arguments: str) -> bytes | None:
-    try:
-        done = subprocess.run(["git", "-C", str(repository), *arguments], capture_output=True, check=False)
-    except FileNotFoundError:
-        return None
-    return done.stdout if done.returncode == 0 else None

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from starcoder.files import write_whole
-from starcoder.prepare import git
 from starcoder.prepare.dedup import Duplicates
-from starcoder.prepare.items import Listing
+from starcoder.prepare.ingest import Batch, Row
 from starcoder.prepare.plan import Plan
+from starcoder.prepare.records import Listing
 from starcoder.prepare.settings import PrepareSettings
-from starcoder.prepare.taking import Batch, Row
+from starcoder.repos import git
 
 Figures = dict[str, Any]
 
@@ -28,8 +28,8 @@ _TITLES = {
 def dropped(listings: Sequence[Listing], batches: Sequence[Batch]) -> dict[str, int]:
     """How many inputs were left out for each reason, most first."""
     counts: Counter[str] = Counter()
-    for reasons in [*(part.dropped for part in listings), *(part.dropped for part in batches)]:
-        counts.update(reasons)
+    for part in [*(one.dropped for one in listings), *(one.dropped for one in batches)]:
+        counts.update(one.reason for one in part)
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 

@@ -14,9 +14,9 @@ import numpy as np
 
 from starcoder.errors import MissingExtraError
 from starcoder.prepare.dedup import Duplicates, Fingerprints, compare_all, fingerprint
+from starcoder.prepare.ingest import compared_texts, read_batch
 from starcoder.prepare.settings import DedupSettings
 from starcoder.prepare.shingles import Signer
-from starcoder.prepare.taking import compared_texts, read_batch
 
 if TYPE_CHECKING:
     from typing import Protocol
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 def find_duplicates_of_batches(
     targets: Sequence[Path], settings: DedupSettings = DedupSettings(), *, scratch: Path | None = None
 ) -> Duplicates:
-    """Equal and similar documents of the batches that `taking` wrote to a folder all the cluster sees.
+    """Equal and similar documents of the batches that `ingest` wrote to a folder that all machines see.
 
     Runs on the cluster that ray is connected to or that RAY_ADDRESS names, else on one started on this
     machine and stopped afterwards.

@@ -1,32 +1,33 @@
-"""Lists what there is to take, without reading it: files of repositories and folders, commits and issues.
+"""List what there is to take, mostly without reading it: files of repositories and folders, commits, issues.
 
 What cannot be listed is counted, never an error; a path that is not there is the user's mistake.
 """
 
 import hashlib
-import os
-from collections.abc import Iterator
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
 
 from starcoder.errors import ConfigError
-from starcoder.prepare import converting, git
-from starcoder.prepare.ignore import Rule, ignore_rules, said_of
-from starcoder.prepare.items import (
-    MAX_COMMIT_FILE_BYTES,
-    Item,
-    Listing,
-    Repository,
-    empty,
-    file_item,
-    listing_of,
-    read_text,
-)
+from starcoder.prepare import formats
+from starcoder.prepare.records import Dropped, Listing, Record, Repository
 from starcoder.prepare.secrets import mask
 from starcoder.prepare.settings import PrepareSettings
-from starcoder.prepare.texts import decode
+from starcoder.prepare.source_text import decode, is_vendored
+from starcoder.repos import git
+from starcoder.repos.walk import SourceTree, TreeFile, walk
 
+MAX_COMMIT_FILE_BYTES = 50_000  # of a file that a commit changes
 _MAX_ISSUES_BYTES = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """An input that was understood."""
+
+    name: str
+    folder: Path | None  # None: a URL that cannot be cloned
+    revision: str
 
 
 def list_inputs(settings: PrepareSettings, clones: Path) -> list[Listing]:
@@ -35,22 +36,26 @@ def list_inputs(settings: PrepareSettings, clones: Path) -> list[Listing]:
     Raises:
         ConfigError: a path is not there, or a revision names no commit.
     """
-    found: list[Listing] = []
-    for text in settings.inputs:
-        folder, revision, name = _locate(text, clones)
-        if folder is None:
-            found.append(empty(name, "repository that cannot be cloned"))
-            continue
-        if revision and git.resolve(folder, revision) is None:
-            raise ConfigError(f"{name!r} has no revision {revision!r}", "name a branch, tag or commit")
-        found += _list_repository(folder, revision, name, settings)
+    places = [_located(text, clones) for text in settings.inputs]
+    found = [listing for place in places for listing in _listings(place, settings)]
     for export in settings.issues:
         found += _list_issues(export, settings)
     return _named_apart(found)
 
 
-def _locate(text: str, clones: Path) -> tuple[Path | None, str, str]:
-    """Folder, revision and name of an input."""
+def check_inputs(settings: PrepareSettings) -> None:
+    """Raises: ConfigError: a path is not there, or a revision of a local repository names no commit."""
+    for text in settings.inputs:
+        if not git.is_url(_at_revision(text)[0]):
+            _located(text, Path())
+    for export in settings.issues:
+        if not Path(export).is_file():
+            raise ConfigError(
+                f"there is no file {export!r}", "--issues names JSON exports, each after its own flag"
+            )
+
+
+def _located(text: str, clones: Path) -> _Place:
     base, revision = _at_revision(text)
     if git.is_url(base):
         name = git.name_of_url(base)
@@ -58,127 +63,129 @@ def _locate(text: str, clones: Path) -> tuple[Path | None, str, str]:
         try:
             git.clone(base, target)
         except git.GitError:
-            return None, "", name
-        return target, revision, name
-    folder = Path(base).expanduser().resolve()
+            return _Place(name, None, "")
+        return _checked(_Place(name, target, revision))
+    folder = Path(git.local_path(base)).expanduser().resolve()
     if not folder.is_dir():
         raise ConfigError(f"there is no folder {base!r}", "name folders, repositories or their URLs")
-    if not git.is_repository(folder):
-        return folder, "", folder.name
-    url = git.origin(folder)
-    is_elsewhere = url != "" and git.is_url(url) and not url.startswith("file:")
-    return folder, revision, git.name_of_url(url) if is_elsewhere else folder.name.removesuffix(".git")
+    name = folder.name.removesuffix(".git") or folder.parent.name
+    if git.is_repository(folder):
+        try:
+            url = git.GitRepository(folder).origin
+        except git.GitError:
+            url = ""
+        name = git.name_of_url(url) if git.is_url(url) else name
+    return _checked(_Place(name, folder, revision))
+
+
+def _checked(place: _Place) -> _Place:
+    """Raises: ConfigError: the revision names no commit."""
+    if place.revision and place.folder is not None:
+        try:
+            commit = git.GitRepository(place.folder).resolve(place.revision)
+        except git.GitError:
+            commit = None
+        if commit is None:
+            raise ConfigError(
+                f"{place.name!r} has no revision {place.revision!r}", "name a branch, tag or commit"
+            )
+    return place
 
 
 def _at_revision(text: str) -> tuple[str, str]:
     """A place and the revision behind its last @, "" if what follows the @ belongs to the place."""
     base, at, revision = text.rpartition("@")
-    if not at or Path(text).expanduser().exists():
+    if not at or Path(git.local_path(text)).expanduser().exists():
         return text, ""
     is_part_of_url = ":" in revision or ("/" in revision and not base.endswith(".git"))
-    if Path(base).expanduser().exists() or (git.is_url(base) and not is_part_of_url):
+    if Path(git.local_path(base)).expanduser().exists() or (git.is_url(base) and not is_part_of_url):
         return base, revision
     return text, ""
 
 
-def _list_repository(folder: Path, revision: str, name: str, settings: PrepareSettings) -> Iterator[Listing]:
-    if not git.is_repository(folder):
-        yield from _list_folder(folder, name, settings)
+def _listings(place: _Place, settings: PrepareSettings) -> Iterator[Listing]:
+    if place.folder is None:
+        yield Listing.without(place.name, "repository that cannot be cloned")
         return
-    commit = git.resolve(folder, revision or "HEAD")
-    if commit is None:
-        yield empty(name, "repository without a readable commit", folder)
-        yield from _list_folder(folder, name, settings)
-        return
-    try:
-        if settings.worktree and (folder / ".git").exists():
-            paths = git.worktree_paths(folder)
-            yield listing_of(folder, name, [file_item(folder, path) for path in paths], settings)
+    trees = walk(place.folder, revision=place.revision, name=place.name, worktree=settings.worktree)
+    for tree in trees:
+        yield _listing(tree, settings)
+
+
+def _listing(tree: SourceTree, settings: PrepareSettings) -> Listing:
+    """The records of a tree, less the files whose path or size tells enough."""
+    dropped = [Dropped(path=path, reason=reason) for path, reason in tree.omitted]
+    records: list[Record] = []
+    history = git.GitRepository(tree.folder) if tree.revision and _asks_history(settings) else None
+    times = _times(history, tree.revision) if history and settings.split_by == "time" else {}
+    for file in tree.files:
+        reason = _reason(file, settings)
+        if reason:
+            dropped.append(Dropped(path=file.path, reason=reason))
         else:
-            yield from _list_commit(folder, commit, name, settings)
-    except git.GitError:
-        yield empty(name, "repository without a readable tree", folder)
+            records.append(Record.of_file(file, times.get(file.path)))
+    if history and settings.commits:
+        records += _commits(history, tree.revision, settings)
+    repository = Repository(
+        name=tree.name, folder=str(tree.folder), revision=tree.revision, licenses=tree.licenses
+    )
+    return Listing(repository=repository, records=tuple(records), dropped=tuple(dropped))
 
 
-def _list_commit(folder: Path, commit: str, name: str, settings: PrepareSettings) -> Iterator[Listing]:
-    """The files of a commit, its history if wanted, and its submodules that are there."""
-    times = git.commit_times(folder, commit) if settings.split_by == "time" else dict[str, int]()
-    items: list[Item | str] = []
-    submodules: list[tuple[str, str]] = []
-    for entry in git.tree(folder, commit):
-        if entry.mode == git.SUBMODULE:
-            submodules.append((entry.path, entry.blob))
-        elif entry.mode == git.LINK:
-            items.append("symbolic link")
-        elif entry.size is None:
-            items.append("unreadable folder" if entry.mode == git.FOLDER else "unreadable")
-        else:
-            time = times.get(entry.path)
-            items.append(Item(path=entry.path, size=entry.size, blob=entry.blob, time=time))
-    listing = listing_of(folder, name, items, settings, commit)
-    try:
-        changes = list(_commits(folder, commit, settings)) if settings.commits else []
-        yield replace(listing, items=(*listing.items, *changes))
-    except git.GitError:
-        yield replace(listing, dropped={**listing.dropped, "history that cannot be read": 1})
-    for path, pinned in submodules:
-        inside = folder / path
-        if (inside / ".git").exists():
-            yield from _list_repository(inside, pinned, f"{name}/{path}", settings)
-        else:
-            yield empty(f"{name}/{path}", "submodule that is not checked out")
+def _asks_history(settings: PrepareSettings) -> bool:
+    return settings.commits or settings.split_by == "time"
 
 
-def _commits(folder: Path, commit: str, settings: PrepareSettings) -> Iterator[Item]:
-    for change in git.single_file_changes(folder, commit):
-        message = mask(change.message, settings.secrets)
-        yield Item(
+def _reason(file: TreeFile, settings: PrepareSettings) -> str | None:
+    said = file.attributes
+    if not file.path.isprintable():
+        return "path with control characters or of no encoding"
+    if file.size == 0:
+        return "empty"
+    if file.size > settings.max_file_bytes:
+        return "huge"
+    if said.get("binary"):
+        return "binary"
+    if said.get("linguist-generated"):
+        return "generated"
+    vendored = bool(said["linguist-vendored"]) if "linguist-vendored" in said else is_vendored(file.path)
+    if vendored and not settings.vendored:
+        return "vendored"
+    if file.language is None and "." in PurePosixPath(file.path).name[1:]:
+        return "no language of the family"
+    return None
+
+
+def _times(repository: git.GitRepository, commit: str) -> dict[str, int]:
+    """When each path was last changed, in seconds since 1970."""
+    times: dict[str, int] = {}
+    for one in repository.commits(commit):
+        if len(one.parents) < 2:
+            for change in repository.changes(one.id, one.parents[0] if one.parents else None) or ():
+                times.setdefault(change.path, one.time)
+    return times
+
+
+def _commits(repository: git.GitRepository, commit: str, settings: PrepareSettings) -> Iterator[Record]:
+    """Commits, newest first, that change one file and nothing else; merges are none."""
+    for one in repository.commits(commit):
+        changes = repository.changes(one.id, one.parents[0]) if len(one.parents) == 1 else None
+        if changes is None or len(changes) != 1:
+            continue
+        (change,) = changes
+        if not all(mode.startswith("100") for mode in change.modes):
+            continue
+        message = mask(one.message.strip(), settings.secrets)
+        yield Record(
             path=change.path,
             kind="commit",
             size=MAX_COMMIT_FILE_BYTES // 5,
-            blob=change.after,
-            before=change.before,
+            blob=change.blobs[1],
+            before=change.blobs[0],
             text=message.text,
             masked=dict(message.found),
-            time=change.time,
+            time=one.time,
         )
-
-
-def _list_folder(folder: Path, name: str, settings: PrepareSettings) -> Iterator[Listing]:
-    """A folder that is no repository; the repositories below it come after it, as their own."""
-    items: list[Item | str] = []
-    nested: list[Path] = []
-    rules: list[Rule] = []
-
-    def failed(_: OSError) -> None:
-        items.append("unreadable folder")
-
-    for root, folders, files in os.walk(folder, onerror=failed):
-        here = Path(root).relative_to(folder).as_posix()
-        prefix = "" if here == "." else f"{here}/"
-        if ".gitignore" in files:
-            rules += ignore_rules(read_text(Path(root) / ".gitignore"), prefix)
-        kept = []
-        for one in sorted(folders):
-            path = Path(root) / one
-            if path.is_symlink():
-                items.append("symbolic link")
-            elif one == ".git" or ((path / "dataset.json").is_file() and (path / "data").is_dir()):
-                continue
-            elif git.is_repository(path):
-                nested.append(path)
-            elif said_of(f"{prefix}{one}", rules, is_directory=True).get("ignore"):
-                items.append("ignored by .gitignore")
-            else:
-                kept.append(one)
-        folders[:] = kept
-        for one in sorted(files):
-            is_ignored = said_of(f"{prefix}{one}", rules).get("ignore")
-            items.append("ignored by .gitignore" if is_ignored else file_item(folder, f"{prefix}{one}"))
-    yield listing_of(folder, name, items, settings)
-    for path in nested:
-        below = f"{name}/{path.relative_to(folder).as_posix()}"
-        yield from _list_repository(path, "", below, settings)
 
 
 def _list_issues(export: Path, settings: PrepareSettings) -> list[Listing]:
@@ -189,32 +196,33 @@ def _list_issues(export: Path, settings: PrepareSettings) -> list[Listing]:
     except OSError as error:
         raise ConfigError(f"{str(export)!r} cannot be read: {error.strerror}", "name a JSON export") from None
     if isinstance(text, str):
-        return [empty(export.stem, text)]
-    by_name: dict[str, list[Item]] = {}
-    dropped = 0
+        return [Listing.without(export.stem, text)]
+    by_name: dict[str, list[Record]] = {}
+    unreadable: list[Dropped] = []
     has_pull_requests = settings.family == "starcoder2"
-    for issue in converting.issues(text.content, export.stem, has_pull_requests=has_pull_requests):
+    issues = formats.issues(text.content, export.stem, has_pull_requests=has_pull_requests)
+    for number, issue in enumerate(issues, 1):
         if issue is None:
-            dropped += 1
+            unreadable.append(Dropped(path=f"entry {number}", reason="unreadable issue"))
             continue
         masked = mask(issue.text, settings.secrets)
-        item = Item(
+        record = Record(
             path=f"issue {issue.number}",
             kind="issue",
             size=len(masked.text),
             text=masked.text,
             masked=dict(masked.found),
         )
-        by_name.setdefault(issue.repository, []).append(item)
+        by_name.setdefault(issue.repository, []).append(record)
     listings = [
-        Listing(repository=Repository(name=name, folder=""), items=tuple(items), dropped={})
-        for name, items in by_name.items()
+        Listing(repository=Repository(name=name), records=tuple(records)) for name, records in by_name.items()
     ]
-    unreadable = [replace(empty(export.stem, "unreadable issue"), dropped={"unreadable issue": dropped})]
-    return listings + (unreadable if dropped else [])
+    if unreadable:
+        listings.append(Listing(repository=Repository(name=export.stem), dropped=tuple(unreadable)))
+    return listings
 
 
-def _named_apart(listings: list[Listing]) -> list[Listing]:
+def _named_apart(listings: Sequence[Listing]) -> list[Listing]:
     """A number behind names that came before, unless it is the same folder's."""
     folders: dict[str, str] = {}
     named = []

@@ -28,28 +28,28 @@ from starcoder.files import replace_atomically, write_whole
 from starcoder.prepare import card, shards
 from starcoder.prepare.dedup import Duplicates, find_duplicates
 from starcoder.prepare.dedup_ray import find_duplicates_of_batches
+from starcoder.prepare.ingest import Batch, Ingestor, compared_texts, read_batch
 from starcoder.prepare.inputs import list_inputs
-from starcoder.prepare.items import Item, Listing, Repository
 from starcoder.prepare.plan import make_plan
+from starcoder.prepare.records import Dropped, Listing, Record, Repository
 from starcoder.prepare.settings import PrepareSettings
-from starcoder.prepare.taking import Batch, Taker, compared_texts, read_batch
 
 log = logging.getLogger(__name__)
 
 FORMAT = 1  # of the dataset and of the stages' files; another number is other work
 _BATCH_BYTES = 4_000_000
-_BATCH_ITEMS = 500
+_BATCH_RECORDS = 500
 
 Tell = Callable[[str, int, int], None]  # what is being done, how many of it are done, and of how many
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Items of one repository that are taken together."""
+    """Records of one repository that are read together."""
 
     number: int
     repository: Repository
-    items: tuple[Item, ...]
+    records: tuple[Record, ...]
 
 
 def prepare(
@@ -66,8 +66,8 @@ def prepare(
     if not settings.inputs and not settings.issues:
         raise ConfigError("there is nothing to prepare", "name folders, repositories or their URLs")
     shards.require_pyarrow()
-    taker = Taker.of(settings)
-    style = taker.tokenizer.sentinels.style
+    ingestor = Ingestor.of(settings)
+    style = ingestor.tokenizer.sentinels.style
     if settings.pack_tokens and style != settings.family:
         raise ConfigError(
             f"rows packed for {settings.family!r} need its tokenizer; the one given is of {style!r}",
@@ -79,7 +79,7 @@ def prepare(
     tell("listing", 0, 1)
     listings = _listed(settings, work)
     jobs = list(_jobs(listings))
-    _take_all(jobs, taker, work, tell)
+    _ingest_all(jobs, ingestor, work, tell)
     batches = [read_batch(_target(work, job.number)) for job in jobs]
     rows = [(job.number, row) for job, batch in zip(jobs, batches, strict=True) for row in batch.rows]
     if not rows:
@@ -91,7 +91,7 @@ def prepare(
     final = work / "final"
     stays = [index for index in range(len(rows)) if duplicates.stays(index)]
     plan = make_plan([(rows[index][0], rows[index][1]) for index in stays], settings)
-    write = shards.Writer(final, lambda number: _target(work, number), settings, taker.tokenizer)
+    write = shards.Writer(final, lambda number: _target(work, number), settings, ingestor.tokenizer)
     tell("writing", 0, 1)
     write.all(plan)
     figures = card.figures(settings, listings, batches, duplicates, plan)
@@ -163,12 +163,12 @@ def _listed(settings: PrepareSettings, work: Path) -> list[Listing]:
     listings = [
         Listing(
             repository=Repository(**row["repository"]),
-            items=tuple(Item(**item) for item in row["items"]),
-            dropped=row["dropped"],
+            records=tuple(Record(**record) for record in row["records"]),
+            dropped=tuple(Dropped(**one) for one in row["dropped"]),
         )
         for row in json.loads(path.read_bytes())
     ]
-    log.info("listed %d documents", sum(len(listing.items) for listing in listings))
+    log.info("listed %d documents", sum(len(listing.records) for listing in listings))
     return listings
 
 
@@ -176,10 +176,10 @@ def _jobs(listings: list[Listing]) -> Iterator[Job]:
     number = 0
     for listing in listings:
         start, size = 0, 0
-        for end, item in enumerate(listing.items, 1):
-            size += item.size
-            if size >= _BATCH_BYTES or end - start >= _BATCH_ITEMS or end == len(listing.items):
-                yield Job(number, listing.repository, listing.items[start:end])
+        for end, record in enumerate(listing.records, 1):
+            size += record.size
+            if size >= _BATCH_BYTES or end - start >= _BATCH_RECORDS or end == len(listing.records):
+                yield Job(number, listing.repository, listing.records[start:end])
                 number, start, size = number + 1, end, 0
 
 
@@ -187,48 +187,50 @@ def _target(work: Path, number: int) -> Path:
     return work / f"batch-{number:06}"
 
 
-def _take_all(jobs: list[Job], taker: Taker, work: Path, tell: Tell) -> None:
+def _ingest_all(jobs: list[Job], ingestor: Ingestor, work: Path, tell: Tell) -> None:
     """Take what is not taken yet, in processes if there are several workers."""
     left = [job for job in jobs if not _target(work, job.number).with_suffix(".json").exists()]
-    sizes = {job.number: len(job.items) for job in jobs}
-    done, total = sum(sizes.values()) - sum(len(job.items) for job in left), sum(sizes.values())
+    sizes = {job.number: len(job.records) for job in jobs}
+    done, total = sum(sizes.values()) - sum(len(job.records) for job in left), sum(sizes.values())
     with ExitStack() as stack:
-        if taker.settings.workers == 1 or len(left) < 2:
-            taken: Iterator[int] = map(partial(_taken, taker, work), left)
+        if ingestor.settings.workers == 1 or len(left) < 2:
+            done_jobs: Iterator[int] = map(partial(_ingested, ingestor, work), left)
         else:
             context = multiprocessing.get_context("spawn")
-            workers = ProcessPoolExecutor(taker.settings.workers, context, _start_worker, (taker.settings,))
-            taken = stack.enter_context(workers).map(_take_one, [(job, str(work)) for job in left])
-        tell("taking", done, total)
-        for number in taken:
+            workers = ProcessPoolExecutor(
+                ingestor.settings.workers, context, _start_worker, (ingestor.settings,)
+            )
+            done_jobs = stack.enter_context(workers).map(_ingest_one, [(job, str(work)) for job in left])
+        tell("reading", done, total)
+        for number in done_jobs:
             done += sizes[number]
-            tell("taking", done, total)
+            tell("reading", done, total)
 
 
-def _taken(taker: Taker, work: Path, job: Job) -> int:
+def _ingested(ingestor: Ingestor, work: Path, job: Job) -> int:
     """The job's number once it is done."""
-    taker.take(job.repository, job.items, _target(work, job.number))
+    ingestor.ingest(job.repository, job.records, _target(work, job.number))
     return job.number
 
 
 class _Worker(threading.local):
     """What a worker process keeps between batches."""
 
-    taker: Taker | None = None
+    ingestor: Ingestor | None = None
 
 
 _WORKER = _Worker()
 
 
 def _start_worker(settings: PrepareSettings) -> None:
-    _WORKER.taker = Taker.of(settings)
+    _WORKER.ingestor = Ingestor.of(settings)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
-def _take_one(task: tuple[Job, str]) -> int:
+def _ingest_one(task: tuple[Job, str]) -> int:
     job, folder = task
-    assert _WORKER.taker is not None, "the worker was started"
-    return _taken(_WORKER.taker, Path(folder), job)
+    assert _WORKER.ingestor is not None, "the worker was started"
+    return _ingested(_WORKER.ingestor, Path(folder), job)
 
 
 def _end_with_parent() -> None:

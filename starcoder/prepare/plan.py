@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from starcoder.errors import ConfigError
+from starcoder.prepare.ingest import Row
 from starcoder.prepare.order import File, by_dependency
 from starcoder.prepare.settings import PrepareSettings
-from starcoder.prepare.taking import Row
 
 Split = Literal["train", "validation"]
 Placed = tuple[int, Row]  # a document and the number of its batch

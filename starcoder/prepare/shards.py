@@ -8,9 +8,9 @@ from typing import Any, BinaryIO
 
 from starcoder.errors import MissingExtraError
 from starcoder.files import replace_atomically
+from starcoder.prepare.ingest import Row
 from starcoder.prepare.plan import Placed, Plan, Split
 from starcoder.prepare.settings import PrepareSettings
-from starcoder.prepare.taking import Row
 from starcoder.tokenizer import Tokenizer
 
 COLUMNS = (

@@ -16,6 +16,7 @@ from pathlib import Path
 from starcoder.errors import ConfigError
 from starcoder.files import read_jsonl
 from starcoder.layouts import FimOrder
+from starcoder.repos.walk import source_files
 from starcoder.tokenizer import Tokenizer
 from starcoder.train.settings import FimSettings
 
@@ -37,7 +38,7 @@ def read_texts(path: Path, suffix: str = ".py") -> list[str]:
         ConfigError: nothing there, or lines without either key.
     """
     if path.is_dir():
-        texts = [file.read_text(encoding="utf-8") for file in sorted(path.rglob(f"*{suffix}"))]
+        texts = [file.read_text("utf-8") for file in source_files(path) if file.suffix == suffix]
     elif path.is_file():
         texts = [_content(row, number, path) for number, row in enumerate(read_jsonl(path), 1)]
     else:

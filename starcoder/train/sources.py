@@ -17,6 +17,7 @@ from typing import Any, Literal, Protocol
 
 from starcoder.errors import ConfigError, MissingExtraError
 from starcoder.files import read_jsonl
+from starcoder.repos.walk import source_files
 from starcoder.train.settings import SourceSettings
 
 Row = Mapping[str, object]
@@ -26,7 +27,6 @@ _TRAIN = re.compile(r"train([-_.].*)?")
 _VALIDATION = re.compile(r"(valid(ation)?|val|dev|held_out|eval)([-_.].*)?")
 # May stand beside a data set as well as beside code.
 _PROSE = {".md", ".rst", ".txt", ".toml", ".yaml", ".yml"}
-_SKIPPED_FOLDERS = {"node_modules", "__pycache__", "venv", "site-packages", "build", "dist", "target"}
 # Suffixes of source files in a folder that is no data set; prose is code's neighbour, so Markdown is in.
 _SOURCE = re.compile(
     r"\.(pyi?|m?[jt]s|[jt]sx|java|kt|scala|go|rs|[ch]|cc|[ch]pp|cxx|cs|rb|php|swift|mm?|lua|p[lm]|r|jl|hs|ml|exs?"
@@ -322,13 +322,9 @@ def _read_parquet(path: Path) -> list[Row]:
 
 
 def _source_paths(folder: Path) -> Iterator[Path]:
-    """The source files of a tree, and its texts; hidden, installed and built ones are left out."""
-    for path in sorted(folder.rglob("*")):
-        parts = path.relative_to(folder).parts
-        if any(p.startswith(".") or p in _SKIPPED_FOLDERS for p in parts) or not path.is_file():
-            continue
-        is_source = _SOURCE.fullmatch(path.suffix) and path.stat().st_size <= _MAX_SOURCE_BYTES
-        if is_source or path.suffix == ".txt":
+    """The source files of a tree, and its texts."""
+    for path in source_files(folder, max_bytes=_MAX_SOURCE_BYTES):
+        if _SOURCE.fullmatch(path.suffix) or path.suffix == ".txt":
             yield path
 
 

@@ -7,19 +7,18 @@ import pytest
 
 from starcoder.errors import ConfigError
 from starcoder.files import bundled
-from starcoder.prepare import converting, git
+from starcoder.prepare import formats
 from starcoder.prepare.decontaminate import Benchmarks
 from starcoder.prepare.filters import _FILTERS, NAMES, FilterSettings, reason_to_drop
-from starcoder.prepare.ignore import attribute_rules, ignore_rules, said_of
+from starcoder.prepare.ingest import Row
 from starcoder.prepare.inputs import list_inputs
 from starcoder.prepare.order import File, by_dependency, imports_of
 from starcoder.prepare.settings import PrepareSettings
 from starcoder.prepare.shards import family_tokens
-from starcoder.prepare.taking import Row
-from starcoder.prepare.texts import decode, generated, is_vendored
+from starcoder.prepare.source_text import decode, generated, is_vendored
 from starcoder.repos.languages import language_of, languages
 from starcoder.tokenizer import Tokenizer
-from tests.prepare.repositories import git as git_run
+from tests.repos.repositories import git as git_run
 
 PROSE = "The quick brown fox jumps over the lazy dog and runs away\n" * 3
 
@@ -87,33 +86,6 @@ def test_generated_minified_and_vendored_files_are_known():
     assert not is_vendored("src/vendors.py")
 
 
-@pytest.mark.parametrize("text", ["*.log", "/build/", "doc/**/*.txt", "a?c", "[ab].py", "!keep.log", "x/y"])
-def test_ignore_patterns_agree_with_git(text, tmp_path):
-    paths = (
-        *("a.log", "s/a.log", "build/x", "s/build/x", "doc/x.txt", "doc/a/b/x.txt", "abc", "ac", "a.py"),
-        *("c.py", "keep.log", "x/y", "z/x/y", "x/y2"),
-    )
-    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
-    (tmp_path / ".gitignore").write_text(f"*.log\n{text}\n")
-    asked = ["git", "-C", str(tmp_path), "check-ignore", "--no-index", "--stdin"]
-    done = subprocess.run(asked, input="\n".join(paths), capture_output=True, text=True, check=False)
-    rules = ignore_rules(f"*.log\n{text}\n", "")
-
-    def is_ignored(path):
-        above = ["/".join(path.split("/")[:n]) for n in range(1, path.count("/") + 1)]
-        inside = any(said_of(folder, rules, is_directory=True).get("ignore") for folder in above)
-        return inside or said_of(path, rules).get("ignore", False)
-
-    assert [path for path in paths if is_ignored(path)] == done.stdout.split()
-
-
-def test_later_attributes_win():
-    rules = attribute_rules("*.js linguist-generated\nown.js -linguist-generated\n", "lib/")
-    assert said_of("lib/a/b.js", rules) == {"linguist-generated": True}
-    assert said_of("lib/own.js", rules) == {"linguist-generated": False}
-    assert said_of("b.js", rules) == {}
-
-
 @pytest.mark.parametrize(
     ("content", "language", "name"),
     [
@@ -158,12 +130,12 @@ def test_notebooks_become_cells():
         {"cell_type": "raw", "source": "end"},
         {"cell_type": "code", "source": "x = '<fim_prefix>'", "outputs": []},
     ]
-    assert converting.notebook(json.dumps({"cells": cells})) == (
+    assert formats.notebook(json.dumps({"cells": cells})) == (
         "<jupyter_start><jupyter_text># Title\ntext\nmore<jupyter_code>import a\n1 + 1<jupyter_output>2"
         "<jupyter_text>end<jupyter_code>x = '< fim_prefix>'<jupyter_output><empty_output>"
     )
-    assert converting.notebook("{broken") is None
-    assert converting.notebook("[" * 100_000) is None
+    assert formats.notebook("{broken") is None
+    assert formats.notebook("[" * 100_000) is None
 
 
 def test_issues_name_nobody():
@@ -175,7 +147,7 @@ def test_issues_name_nobody():
         "repository": "own/app",
         "comments": [{"user": {"login": "jane"}, "body": "Thanks @joe-doe"}],
     }
-    (issue, broken) = converting.issues(json.dumps([row, 7]), "export")
+    (issue, broken) = formats.issues(json.dumps([row, 7]), "export")
     assert broken is None
     assert issue is not None
     assert issue.text == (
@@ -198,7 +170,7 @@ def test_pull_requests_have_their_changes_where_the_export_has_them():
         ],
         "comments": [{"user": {"login": "jane"}, "body": "Good"}],
     }
-    with_changes, without = converting.issues(json.dumps([row, {**row, "files": None}]), "own/app")
+    with_changes, without = formats.issues(json.dumps([row, {**row, "files": None}]), "own/app")
     start, end = "<pr>Title: Add b\nusername_0: It adds b", "<pr_comment>username_1: Good<pr_status>closed"
     assert with_changes is not None and without is not None
     assert with_changes.text == (
@@ -207,17 +179,17 @@ def test_pull_requests_have_their_changes_where_the_export_has_them():
         f"{end}<pr_is_merged>True"
     )
     assert without.text == f"{start}{end}<pr_is_merged>True"
-    (as_issue,) = converting.issues(json.dumps([row]), "own/app", has_pull_requests=False)
+    (as_issue,) = formats.issues(json.dumps([row]), "own/app", has_pull_requests=False)
     assert as_issue is not None and as_issue.text.startswith("<issue_start>Title: Add b")
 
 
 def test_commits_must_be_small_and_say_something():
-    assert converting.commit("a\n", "Change a to b", "b\n") == (
+    assert formats.commit("a\n", "Change a to b", "b\n") == (
         "<commit_before>a\n<commit_msg>Change a to b<commit_after>b\n"
     )
-    assert converting.commit("a\n", "fix", "b\n") is None
-    assert converting.commit("a\n" * 200, "Change a to b", "b\n" * 200) is None
-    assert converting.commit("<file_sep>\n", "Change a to b", "b\n") is None
+    assert formats.commit("a\n", "fix", "b\n") is None
+    assert formats.commit("a\n" * 200, "Change a to b", "b\n" * 200) is None
+    assert formats.commit("<file_sep>\n", "Change a to b", "b\n") is None
 
 
 ORDERS = {
@@ -284,8 +256,8 @@ def test_submodules_links_and_licenses_of_a_repository_are_listed(tmp_path):
     git_run(outer, "commit", "-qm", "Add")
     listings = list_inputs(PrepareSettings(inputs=(str(outer),)), tmp_path)
     assert [x.repository.name for x in listings] == ["outer", "outer/deps/inner"]
-    assert "inner.py" in {item.path for item in listings[1].items}
-    assert listings[0].dropped["symbolic link"] == 1
+    assert "inner.py" in {item.path for item in listings[1].records}
+    assert [one.path for one in listings[0].dropped if one.reason == "symbolic link"] == ["link.py"]
 
 
 def test_of_a_damaged_repository_is_taken_what_can_be_read(tmp_path):
@@ -293,11 +265,12 @@ def test_of_a_damaged_repository_is_taken_what_can_be_read(tmp_path):
     lose(folder, "HEAD:a/lost.py")
     lose(folder, "HEAD:b")
     (listing,) = list_inputs(PrepareSettings(inputs=(str(folder),), commits=True), tmp_path)
-    assert [item.path for item in listing.items] == ["a/there.py", "c/d/there.py", "root.py"]
-    assert {"unreadable": 1, "unreadable folder": 1}.items() <= listing.dropped.items()
+    assert [item.path for item in listing.records] == ["a/there.py", "c/d/there.py", "root.py"]
+    lost = {(one.path, one.reason) for one in listing.dropped}
+    assert {("a/lost.py", "unreadable"), ("b", "unreadable folder")} <= lost
     lose(folder, "HEAD^{tree}")
     (nothing,) = list_inputs(PrepareSettings(inputs=(str(folder),)), tmp_path)
-    assert nothing.dropped == {"repository without a readable tree": 1}
+    assert [one.reason for one in nothing.dropped] == ["repository without a readable tree"]
 
 
 def test_a_submodule_without_its_commit_stops_nothing(tmp_path):
@@ -306,9 +279,9 @@ def test_a_submodule_without_its_commit_stops_nothing(tmp_path):
     git_run(outer, "update-index", "--cacheinfo", f"160000,{'1' * 40},deps")
     git_run(outer, "commit", "-qm", "Pin what is nowhere")
     listings = list_inputs(PrepareSettings(inputs=(str(outer),)), tmp_path)
-    reasons = [reason for listing in listings for reason in listing.dropped]
+    reasons = [one.reason for listing in listings for one in listing.dropped]
     assert "repository without a readable commit" in reasons
-    assert "o.py" in {item.path for item in listings[0].items}
+    assert "o.py" in {item.path for item in listings[0].records}
 
 
 def test_revisions_may_have_slashes_and_must_be_there(tmp_path):
@@ -316,7 +289,7 @@ def test_revisions_may_have_slashes_and_must_be_there(tmp_path):
     git_run(folder, "branch", "feature/x")
     for place in (f"{folder}@feature/x", f"file://{folder}/.git@feature/x", f"file://{folder}@HEAD"):
         (listing,) = list_inputs(PrepareSettings(inputs=(place,)), tmp_path)
-        assert [item.path for item in listing.items] == ["a.py"], place
+        assert [item.path for item in listing.records] == ["a.py"], place
     with pytest.raises(ConfigError, match="has no revision 'nowhere'"):
         list_inputs(PrepareSettings(inputs=(f"{folder}@nowhere",)), tmp_path)
 
@@ -330,13 +303,6 @@ def test_santacoder_has_no_tags_for_talk_and_cells():
 def test_metadata_is_shown_as_often_as_in_the_familys_training(family, rate):
     assert PrepareSettings(inputs=("x",), family=family).shown_rate == rate
     assert PrepareSettings(inputs=("x",), family=family, metadata_rate=0.9).shown_rate == 0.9
-
-
-def test_urls_lose_their_credentials():
-    assert git.public_url("https://joe:token@host/owner/name.git") == "https://host/owner/name.git"
-    assert git.name_of_url("git@host:owner/name.git") == "owner/name"
-    assert git.is_url("git@host:owner/name.git")
-    assert not git.is_url("/tmp/a@b:c")
 
 
 def row(repository, path, kind="file"):

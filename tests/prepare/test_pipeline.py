@@ -24,8 +24,8 @@ from starcoder.prepare.secrets import mask
 from starcoder.prepare.settings import DedupSettings, PrepareSettings
 from starcoder.tokenizer import Tokenizer
 from tests.prepare.planting import plants
-from tests.prepare.repositories import git
 from tests.prepare.test_dedup import dropped_exactly, shingle_set, similar_pairs
+from tests.repos.repositories import git
 
 pytest.importorskip("pyarrow", reason="shards are Parquet; pip install 'starcoder-kit[prepare]'")
 
@@ -295,9 +295,14 @@ def test_each_stage_is_told_of(tree, tmp_path):
     told = []
     settings = PrepareSettings(inputs=(str(tree),))
     prepare(settings, tmp_path / "out", tell=lambda *step: told.append(step))
-    assert list(dict.fromkeys(stage for stage, _, _ in told)) == ["listing", "taking", "comparing", "writing"]
+    assert list(dict.fromkeys(stage for stage, _, _ in told)) == [
+        "listing",
+        "reading",
+        "comparing",
+        "writing",
+    ]
     assert all(done <= total for _, done, total in told)
-    assert ("taking", 25, 25) in told  # the license is one of them
+    assert ("reading", 25, 25) in told  # the license is one of them
 
 
 def test_datasets_loads_the_folder_with_its_splits(tree, tmp_path):

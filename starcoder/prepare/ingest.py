@@ -1,4 +1,4 @@
-"""Turns a batch of listed items into clean documents: decodes, filters, masks, converts and counts them.
+"""Turn a batch of listed records into clean documents: decode, filter, mask, lay out and count them.
 
 What it writes holds no secret that masking finds: nothing unmasked is ever stored.
 """
@@ -6,30 +6,32 @@ What it writes holds no secret that masking finds: nothing unmasked is ever stor
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from starcoder.files import bundled, write_whole
-from starcoder.prepare import converting, git
+from starcoder.prepare import formats
 from starcoder.prepare.decontaminate import Benchmarks
 from starcoder.prepare.filters import reason_to_drop
-from starcoder.prepare.items import MAX_COMMIT_FILE_BYTES, Item, Repository
+from starcoder.prepare.inputs import MAX_COMMIT_FILE_BYTES
 from starcoder.prepare.order import imports_of
+from starcoder.prepare.records import Dropped, Record, Repository
 from starcoder.prepare.secrets import mask
 from starcoder.prepare.settings import PrepareSettings
-from starcoder.prepare.texts import decode, generated
-from starcoder.repos.languages import language_of
+from starcoder.prepare.source_text import decode, generated
+from starcoder.repos.languages import language_of, languages
 from starcoder.repos.licenses import is_wanted, license_of_file
+from starcoder.repos.walk import TreeReader
 from starcoder.tokenizer import Tokenizer
 
-_CONVERTED = ("notebook", "commit", "issue")
+_LAID_OUT = ("notebook", "commit", "issue")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
-    """A document; its text lies in the batch's file, `length` bytes from `offset` on."""
+    """A document; its text is in the batch's file, `length` bytes from `offset` on."""
 
     repository: str
     path: str
@@ -53,7 +55,7 @@ class Batch:
     """What became of a batch."""
 
     rows: tuple[Row, ...]
-    dropped: dict[str, int]
+    dropped: tuple[Dropped, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,7 @@ class _Document:
 
 
 @dataclass(frozen=True, slots=True)
-class Taker:
+class Ingestor:
     """Makes documents; holds what all batches share."""
 
     settings: PrepareSettings
@@ -74,58 +76,61 @@ class Taker:
     benchmarks: Benchmarks
 
     @classmethod
-    def of(cls, settings: PrepareSettings) -> "Taker":
+    def of(cls, settings: PrepareSettings) -> "Ingestor":
         """Raises: ConfigError: a benchmark cannot be read. CheckpointError: the tokenizer cannot."""
         tokenizer = Tokenizer.load(settings.tokenizer or bundled())
         return cls(settings, tokenizer, Benchmarks.read(settings.benchmark, settings.contamination))
 
-    def take(self, repository: Repository, items: tuple[Item, ...], target: Path) -> None:
+    def ingest(self, repository: Repository, records: Sequence[Record], target: Path) -> None:
         """Write `target`.bin with the texts and then, as the sign that all is there, `target`.json."""
         rows: list[Row] = []
-        dropped: Counter[str] = Counter()
+        dropped: list[Dropped] = []
         texts: list[bytes] = []
         offset = 0
-        with git.Blobs(Path(repository.folder or ".")) as blobs:
-            for item in items:
-                made = self._row(repository, item, blobs, offset)
-                if isinstance(made, str):
-                    dropped[made] += 1
-                    continue
-                row, text = made
-                rows.append(row)
-                texts.append(text)
-                offset += row.length
+        reader = TreeReader(Path(repository.folder or "."))
+        for record in records:
+            made = self._row(repository, record, reader, offset)
+            if isinstance(made, Dropped):
+                dropped.append(made)
+                continue
+            row, text = made
+            rows.append(row)
+            texts.append(text)
+            offset += row.length
         write_whole(target.with_suffix(".bin"), b"".join(texts))
-        document = {"rows": [asdict(row) for row in rows], "dropped": dict(sorted(dropped.items()))}
-        write_whole(target.with_suffix(".json"), json.dumps(document).encode())
+        document = {"rows": [asdict(row) for row in rows], "dropped": [asdict(one) for one in dropped]}
+        write_whole(target.with_suffix(".json"), json.dumps(document))
 
     def _row(
-        self, repository: Repository, item: Item, blobs: git.Blobs, offset: int
-    ) -> tuple[Row, bytes] | str:
-        document = self._document(repository, item, blobs)
+        self, repository: Repository, record: Record, reader: TreeReader, offset: int
+    ) -> tuple[Row, bytes] | Dropped:
+        def drop(reason: str, detail: str = "") -> Dropped:
+            return Dropped(path=record.path, reason=reason, detail=detail, repository=repository.name)
+
+        document = self._document(record, reader)
         if isinstance(document, str):
-            return document
-        content = document.content if item.kind == "file" else ""
-        license = license_of_file(item.path, content, repository.licenses)
+            return drop(document)
+        content = document.content if record.kind == "file" else ""
+        license = license_of_file(record.path, content, repository.licenses)
         if not is_wanted(license, self.settings.allow_license, self.settings.deny_license):
-            return "license"
+            return drop("license", license)
         if self.benchmarks.holds_any_of(document.content):
-            return "contaminated by a benchmark"
+            return drop("contaminated by a benchmark")
         masked = mask(document.content, self.settings.secrets)
         data = masked.text.encode("utf-8", "replace")
-        is_raw = document.kind in _CONVERTED
-        encode = self.tokenizer.encode_with_special if is_raw else self.tokenizer.encode
+        is_laid_out = document.kind in _LAID_OUT
+        encode = self.tokenizer.encode_with_special if is_laid_out else self.tokenizer.encode
         row = Row(
             repository=repository.name,
-            path=mask(item.path, self.settings.secrets).text,
+            path=mask(record.path, self.settings.secrets).text,
             revision=repository.revision,
             language=document.language,
             license=license,
             kind=document.kind,
             blob=document.blob,
             encoding=document.encoding,
-            time=item.time,
-            masked=dict(Counter(item.masked) + Counter(masked.found)),
+            time=record.time,
+            masked=dict(Counter(record.masked) + Counter(masked.found)),
             num_characters=len(masked.text),
             num_tokens=len(encode(data.decode())),
             imports=imports_of(document.language, document.content) if document.kind == "file" else (),
@@ -134,31 +139,31 @@ class Taker:
         )
         return row, data
 
-    def _document(self, repository: Repository, item: Item, blobs: git.Blobs) -> _Document | str:
-        if item.kind == "issue":
-            return _Document(item.text, "Text", "issue", _blob_name(item.text.encode()), "utf-8")
-        data = _read(repository, item, blobs, item.blob, self.settings.max_file_bytes)
-        if isinstance(data, str):
-            return data
-        language = language_of(item.path, data[:4096])
+    def _document(self, record: Record, reader: TreeReader) -> _Document | str:
+        if record.kind == "issue":
+            return _Document(record.text, "Text", "issue", _blob_name(record.text.encode()), "utf-8")
+        data = reader.read(record.path, record.blob, self.settings.max_file_bytes)
+        if data is None:
+            return "unreadable"
+        language = self._language(record, data)
         if language is None or (self.settings.languages and language not in self.settings.languages):
             return "no language of the family" if language is None else "language not asked for"
         text = decode(data)
         if isinstance(text, str):
             return text
-        reason = generated(item.path, text.content)
+        reason = generated(record.path, text.content)
         if reason:
             return reason
-        content, kind, blob = text.content, "file", item.blob or _blob_name(data)
+        content, kind, blob = text.content, "file", record.blob or _blob_name(data)
         if language == "Jupyter Notebook":
             if self.settings.family == "santacoder":
                 return "notebook, for which the family has no layout"
-            cells = converting.notebook(content)
+            cells = formats.notebook(content)
             if cells is None:
                 return "notebook without cells"
             content, kind = cells, "notebook"
-        if item.kind == "commit":
-            change = self._change(repository, item, blobs, text.content)
+        if record.kind == "commit":
+            change = self._change(record, reader, text.content)
             if change is None:
                 return "commit that is large or says little"
             return _Document(change, language, "commit", blob, text.encoding)
@@ -167,19 +172,21 @@ class Taker:
             return f"filter {reason}"
         return _Document(content, language, kind, blob, text.encoding)
 
-    def _change(self, repository: Repository, item: Item, blobs: git.Blobs, after: str) -> str | None:
+    def _language(self, record: Record, data: bytes) -> str | None:
+        return record.language if record.language in languages() else language_of(record.path, data[:4096])
+
+    def _change(self, record: Record, reader: TreeReader, after: str) -> str | None:
         if len(after) > MAX_COMMIT_FILE_BYTES or reason_to_drop(after, "Text", self.settings.filters):
             return None
-        data = _read(repository, item, blobs, item.before, MAX_COMMIT_FILE_BYTES)
-        before = data if isinstance(data, str) else decode(data)
-        return None if isinstance(before, str) else converting.commit(before.content, item.text, after)
+        before = decode(reader.read(record.path, record.before, MAX_COMMIT_FILE_BYTES) or b"\0")
+        return None if isinstance(before, str) else formats.commit(before.content, record.text, after)
 
 
 def read_batch(target: Path) -> Batch:
-    """What `take` wrote."""
+    """What `ingest` wrote."""
     document: dict[str, Any] = json.loads(target.with_suffix(".json").read_bytes())
     rows = tuple(Row(**{**row, "imports": tuple(row["imports"])}) for row in document["rows"])
-    return Batch(rows, document["dropped"])
+    return Batch(rows, tuple(Dropped(**one) for one in document["dropped"]))
 
 
 def compared_texts(target: Path, rows: tuple[Row, ...]) -> Iterator[str]:
@@ -188,20 +195,7 @@ def compared_texts(target: Path, rows: tuple[Row, ...]) -> Iterator[str]:
         for row in rows:
             file.seek(row.offset)
             text = file.read(row.length).decode()
-            yield converting.changed_text(text) if row.kind == "commit" else text
-
-
-def _read(repository: Repository, item: Item, blobs: git.Blobs, blob: str, limit: int) -> bytes | str:
-    """The bytes, or why there are none."""
-    if blob:
-        data = blobs.read(blob, limit)
-        return "unreadable" if data is None else data
-    try:
-        with (Path(repository.folder) / item.path).open("rb") as file:
-            data = file.read(limit + 1)
-    except OSError:
-        return "unreadable"
-    return "huge" if len(data) > limit else data
+            yield formats.changed_text(text) if row.kind == "commit" else text
 
 
 def _blob_name(data: bytes) -> str:
