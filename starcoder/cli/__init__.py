@@ -23,7 +23,7 @@ from starcoder.errors import ConfigError, StarcoderError
 
 _OPTION = re.compile(r"--?[A-Za-z][\w-]*(=.*)?", re.DOTALL)
 VERBS = (
-    *("generate", "complete", "chat", "serve", "editor-config"),
+    *("generate", "complete", "chat", "serve", "lsp", "editor-config"),
     *("plan", "quantize", "bench", "evaluate", "export"),
     *("prepare", "finetune", "merge", "pretrain", "doctor", "attribution"),
 )

@@ -8,7 +8,7 @@ import pytest
 
 import starcoder.server
 from starcoder.cli import main
-from starcoder.server.editors import EDITORS
+from starcoder.lsp.editors import EDITORS
 
 
 def test_a_missing_extra_says_what_to_install(monkeypatch, capsys):
@@ -32,7 +32,14 @@ def test_settings_name_the_server(editor, capsys):
 
 
 def test_settings_are_well_formed(capsys):
-    for editor, read in {"zed": json.loads, "llm-vscode": json.loads, "tabby": tomllib.loads}.items():
+    for editor, read in {
+        "zed": json.loads,
+        "llm-vscode": json.loads,
+        "kate": json.loads,
+        "sublime": json.loads,
+        "tabby": tomllib.loads,
+        "helix": tomllib.loads,
+    }.items():
         main(["editor-config", editor, "--key", "k"])
         assert read(capsys.readouterr().out)
 
