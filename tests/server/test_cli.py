@@ -46,4 +46,4 @@ def test_settings_are_well_formed(capsys):
 
 def test_an_unknown_editor_is_told(capsys):
     assert main(["editor-config", "ed"]) == 2
-    assert "expected one of zed, continue" in capsys.readouterr().err
+    assert "expected one of neovim, helix" in capsys.readouterr().err
