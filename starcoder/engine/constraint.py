@@ -66,12 +66,15 @@ class Grammars:
             RequestError: the grammar is not valid.
         """
         with self._lock:
-            if grammar not in self._compiled:
-                self._compiled[grammar] = self._compile(grammar)
+            matcher = self._compiled.get(grammar)
+        if matcher is None:
+            matcher = self._compile(grammar)  # without the lock, for which the engine's thread may wait
+        with self._lock:
+            self._compiled[grammar] = matcher
             self._compiled.move_to_end(grammar)
             if len(self._compiled) > _MAX_COMPILED:
                 self._compiled.popitem(last=False)
-            return Constraint(self._compiled[grammar].deep_copy())
+            return Constraint(matcher.deep_copy())
 
     def _compile(self, grammar: Grammar) -> "LLMatcher":
         """Raises: ConfigError, RequestError: as `constraint`."""

@@ -1,6 +1,5 @@
 """The routes: which path speaks which dialect, and who answers where several share one."""
 
-import asyncio
 import base64
 import hashlib
 import logging
@@ -8,6 +7,7 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import asdict
+from functools import partial
 from importlib import resources
 from typing import Any
 
@@ -25,7 +25,16 @@ from starcoder.server.codec import Body, ErrorFormat, Exchange, HTTPError, Json,
 from starcoder.server.guard import Guard
 from starcoder.server.metrics import Metrics
 from starcoder.server.settings import ServerSettings
-from starcoder.server.transport import answer, error_response, json_response, read_json
+from starcoder.server.transport import (
+    SMALL_BYTES,
+    Lanes,
+    answer,
+    error_response,
+    json_response,
+    large_json_response,
+    parse_json,
+    read_body,
+)
 from starcoder.server.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -47,11 +56,13 @@ def errors_of(path: str) -> ErrorFormat:
 
 def build(info: ServerInfo, settings: ServerSettings, worker: Worker, metrics: Metrics) -> FastAPI:
     """The application. Its life starts the worker and ends it."""
+    lanes = Lanes()
 
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
         worker.start()
         yield
+        lanes.close()
         await worker.close()
 
     app = FastAPI(
@@ -61,12 +72,12 @@ def build(info: ServerInfo, settings: ServerSettings, worker: Worker, metrics: M
         docs_url=None,  # FastAPI's page loads scripts from elsewhere
         redoc_url=None,
         lifespan=life,
-        # What goes through here is nobody else's business, whatever the environment says.
+        # Prompts pass through here: nothing is exported, whatever the environment says.
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
-    routes = _Routes(app, info, settings, worker, metrics)
+    routes = _Routes(app, info, settings, worker, metrics, lanes)
     routes.add_completions()
-    routes.add_texts()
+    routes.add_lookups()
     routes.add_descriptions()
     _add_errors(app)
     app.add_middleware(Guard, settings=settings, refuse=_refuse)
@@ -80,7 +91,7 @@ async def _refuse(scope: Scope, receive: Receive, send: Send, error: StarcoderEr
 def _add_errors(app: FastAPI) -> None:
     """Every failure is answered in the dialect of its path."""
 
-    async def format_error(request: Request, error: Exception) -> Response:
+    async def refused(request: Request, error: Exception) -> Response:
         if isinstance(error, HTTPException):
             error = HTTPError(str(error.detail), status=error.status_code, kind="not_found")
         assert isinstance(error, StarcoderError), "what this handles"
@@ -94,8 +105,8 @@ def _add_errors(app: FastAPI) -> None:
             HTTPError("internal error", status=500, kind="generation"), errors_of(request.url.path)
         )
 
-    app.add_exception_handler(StarcoderError, format_error)
-    app.add_exception_handler(HTTPException, format_error)
+    app.add_exception_handler(StarcoderError, refused)
+    app.add_exception_handler(HTTPException, refused)
     app.add_exception_handler(ClientDisconnect, gone)
     app.add_exception_handler(Exception, broken)
 
@@ -104,70 +115,75 @@ class _Routes:
     """Adds the routes of one application."""
 
     def __init__(
-        self, app: FastAPI, info: ServerInfo, settings: ServerSettings, worker: Worker, metrics: Metrics
+        self,
+        app: FastAPI,
+        info: ServerInfo,
+        settings: ServerSettings,
+        worker: Worker,
+        metrics: Metrics,
+        lanes: Lanes,
     ):
         self._app, self._info, self._settings = app, info, settings
-        self._worker, self._metrics = worker, metrics
+        self._worker, self._metrics, self._lanes = worker, metrics, lanes
         self._bodies: dict[type[Body], None] = {}
 
     def add_completions(self) -> None:
-        """Routes that generate text."""
-        add = self._complete
+        """Routes that generate text. Those that may hold a chat are always read in a thread."""
+        add = self._add_completion
         add("/v1/completions", _read_v1, openai.CompletionBody)
         add("/v1/fim/completions", openai.read_fim, openai.CompletionBody)
-        add("/v1/chat/completions", chat.read, chat.ChatBody)
-        add("/", _read_any, tgi.GenerateBody)
-        add("/generate", lambda data, info: tgi.read_generate(data, info, is_stream=False), tgi.GenerateBody)
-        add(
-            "/generate_stream",
-            lambda data, info: tgi.read_generate(data, info, is_stream=True),
-            tgi.GenerateBody,
-        )
-        add("/invocations", _read_any, tgi.GenerateBody)
-        add("/models/{org}/{name}", _read_any, tgi.GenerateBody)
+        add("/v1/chat/completions", chat.read, chat.ChatBody, is_slow=True)
+        for path in ("/", "/invocations", "/models/{org}/{name}"):
+            add(path, _read_any, tgi.GenerateBody, is_slow=True)
+        add("/generate", partial(tgi.read_generate, is_stream=False), tgi.GenerateBody)
+        add("/generate_stream", partial(tgi.read_generate, is_stream=True), tgi.GenerateBody)
         add("/infill", llamacpp.read_infill, llamacpp.InfillBody)
-        add("/completion", llamacpp.read_completion, llamacpp.InfillBody)
-        add("/completions", llamacpp.read_completion, llamacpp.InfillBody)
+        for path in ("/completion", "/completions"):
+            add(path, llamacpp.read_completion, llamacpp.InfillBody)
         add("/api/generate", ollama.read_generate, ollama.OllamaGenerateBody)
-        add("/api/chat", ollama.read_chat, ollama.OllamaChatBody)
+        add("/api/chat", ollama.read_chat, ollama.OllamaChatBody, is_slow=True)
 
-    def add_texts(self) -> None:
+    def add_lookups(self) -> None:
         """Routes that only look at prompts and tokens."""
         info = self._info
 
         async def fim_render(request: Request) -> Response:
-            data = await read_json(request)
-            return json_response(await self._render(data))
+            data = await self._body(request)
+            exchange = await self._lanes.run(len(data), lambda: self._read(_read_v1, data))
+            return json_response(await self._render(exchange))
 
-        async def tokenize(request: Request) -> Response:
-            data = await read_json(request)
-            is_tgi = isinstance(data, dict) and "inputs" in data
+        def tokenize(data: object) -> Response:
+            dialect: Any = tgi if isinstance(data, dict) and "inputs" in data else llamacpp
             try:
-                return json_response((tgi if is_tgi else llamacpp).tokenize(data, info))
+                return large_json_response(dialect.tokenize(data, info))
             except StarcoderError as error:
-                return error_response(error, tgi.ERRORS if is_tgi else llamacpp.ERRORS)
+                return error_response(error, dialect.ERRORS)
 
-        async def detokenize(request: Request) -> Response:
-            return json_response(llamacpp.detokenize(await read_json(request), info))
-
-        async def events(request: Request) -> Response:
-            self._metrics.count_event(tabby.read_event(await read_json(request)))
+        def events(data: object) -> Response:
+            self._metrics.count_event(tabby.read_event(data))
             return Response(status_code=200)
 
-        async def show(request: Request) -> Response:
-            await read_json(request)
-            return json_response(ollama.show(info))
+        def look(path: str, work: Callable[[object], Response], body: type[Body]) -> None:
+            async def handler(request: Request) -> Response:
+                data = await self._body(request)
+                return await self._lanes.run(len(data), lambda: work(parse_json(data)))
 
-        async def find_overlap(request: Request) -> Response:
-            data = await read_json(request)
-            return json_response(await asyncio.to_thread(overlap.overlap, data, info.attribution))
+            self._add(path, handler, body)
 
-        self._add("/overlap", find_overlap, overlap.OverlapBody)
         self._add("/v1/fim/render", fim_render, openai.CompletionBody)
-        self._add("/tokenize", tokenize, llamacpp.TokenizeBody)
-        self._add("/detokenize", detokenize, llamacpp.DetokenizeBody)
-        self._add("/v1/events", events, tabby.EventBody)
-        self._add("/api/show", show, ollama.ShowBody)
+        look("/tokenize", tokenize, llamacpp.TokenizeBody)
+        look(
+            "/detokenize",
+            lambda data: json_response(llamacpp.detokenize(data, info)),
+            llamacpp.DetokenizeBody,
+        )
+        look(
+            "/overlap",
+            lambda data: large_json_response(overlap.overlap(data, info.attribution)),
+            overlap.OverlapBody,
+        )
+        look("/v1/events", events, tabby.EventBody)
+        look("/api/show", lambda data: json_response(ollama.show(info)), ollama.ShowBody)
 
     def add_descriptions(self) -> None:
         """What describes the server and its model."""
@@ -216,24 +232,32 @@ class _Routes:
         add("/api-doc/openapi.json", lambda: self._app.openapi())
         self._app.openapi = self._openapi  # type: ignore[method-assign]  # FastAPI's way to extend it
 
-    def _complete(self, path: str, read: Reader, body: type[Body]) -> None:
+    def _add_completion(self, path: str, read: Reader, body: type[Body], *, is_slow: bool = False) -> None:
         """A route that completes: `read` makes the exchange of its JSON."""
 
         async def handler(request: Request) -> Response:
             with self._metrics.counting() as stats:
-                data = await read_json(request)
-                exchange = read(data, self._info)
-                if _wants_attribution(data):
-                    exchange = overlap.attributed(exchange, self._info.attribution)
+                data = await self._body(request)
+                if is_slow or len(data) > SMALL_BYTES:
+                    exchange = await self._lanes.run(len(data), lambda: self._read(read, data))
+                else:
+                    exchange = self._read(read, data)
                 stats.is_stream = exchange.is_stream
                 return await answer(
-                    request,
-                    exchange,
-                    self._worker,
-                    write_s=self._settings.write_s,
+                    request, exchange, self._worker, self._lanes, write_s=self._settings.write_s
                 )
 
         self._add(path, handler, body)
+
+    async def _body(self, request: Request) -> bytes:
+        return await read_body(request, body_s=self._settings.body_s)
+
+    def _read(self, read: Reader, body: bytes) -> Exchange:
+        data = parse_json(body)
+        exchange = read(data, self._info)
+        if _wants_attribution(data):
+            exchange = overlap.attributed(exchange, self._info.attribution)
+        return exchange
 
     def _add(self, path: str, handler: Handler, body: type[Body]) -> None:
         self._bodies[body] = None
@@ -260,17 +284,17 @@ class _Routes:
         assert self._app.openapi_schema is not None
         return self._app.openapi_schema
 
-    async def _render(self, data: object) -> Json:
+    async def _render(self, exchange: Exchange) -> Json:
         """Text, ids, budget and cache hit of the first prompt of a `/v1/completions` body, Tabby's included.
 
         Raises:
             StarcoderError: what the completion would be refused for.
         """
         info = self._info
-        exchange = _read_v1(data, info)
         if not exchange.requests:
             raise HTTPError("there is no prompt to render")
-        prepared = self._worker.engine.prepare(exchange.requests[0], fit=True)
+        request, size = exchange.requests[0], SMALL_BYTES + 1
+        prepared = await self._lanes.run(size, lambda: self._worker.engine.prepare(request, fit=True))
         prompt, max_tokens = prepared.prompt, prepared.request.sampling.max_tokens
         return {
             "text": info.tokenizer.decode(prompt.tokens),

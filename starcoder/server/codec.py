@@ -11,7 +11,17 @@ from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, Protocol, Self, get_type_hints
 
-from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, ValidationError
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    StrictBool,
+    ValidationError,
+    WithJsonSchema,
+)
 from pydantic import create_model as _create_model
 
 from starcoder import layouts
@@ -36,6 +46,7 @@ if TYPE_CHECKING:
 Json = dict[str, object] | list[object]
 
 MAX_SAMPLES = 128  # of one HTTP request, prompts times n
+MAX_STOPS, MAX_STOP_CHARACTERS = 256, 16_384  # of one request
 _MAX_INT = 2**31 - 1
 
 
@@ -188,7 +199,65 @@ def _to_rules(value: object) -> object:
     return value
 
 
-TokenId = Annotated[int, Field(ge=0, le=_MAX_INT)]
+def _check_ids(value: object, *kinds: type) -> list[Any]:
+    """Token ids, checked in pieces: pydantic would stop every other thread while it checks a million."""
+    if not isinstance(value, list):
+        raise ValueError("expected a list of token ids")
+    for at in range(0, len(value), 10_000):
+        piece = value[at : at + 10_000]
+        ids = [one for one in piece if type(one) is int]
+        if not set(map(type, piece)) <= {int, *kinds} or (ids and not 0 <= min(ids) <= max(ids) <= _MAX_INT):
+            raise ValueError(f"expected token ids: whole numbers from 0 to {_MAX_INT}")
+    return value
+
+
+def _to_ids(value: object) -> list[int]:
+    return _check_ids(value)
+
+
+def _to_mixed(value: object) -> str | list[int | str]:
+    return value if isinstance(value, str) else _check_ids(value, str)
+
+
+def _to_prompts(value: object) -> list[str | list[int]]:
+    """One or several prompts, each a text or token ids, as a list."""
+    if isinstance(value, str):
+        return [value]
+    if not isinstance(value, list):
+        raise ValueError("expected a text, texts, or token ids")
+    if not value:
+        raise ValueError("is empty; give a text, texts or token ids")
+    if isinstance(value[0], str):
+        if not all(isinstance(one, str) for one in value):
+            raise ValueError("expected texts only")
+        return list(value)
+    return [_to_ids(one) for one in value] if isinstance(value[0], list) else [_to_ids(value)]
+
+
+_IDS_SCHEMA: dict[str, Any] = {
+    "type": "array",
+    "items": {"type": "integer", "minimum": 0, "maximum": _MAX_INT},
+}
+TokenIds = Annotated[list[int], PlainValidator(_to_ids), WithJsonSchema(_IDS_SCHEMA)]
+MixedPrompt = Annotated[
+    str | list[int | str],
+    PlainValidator(_to_mixed),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array"}]}),
+]
+Prompts = Annotated[
+    list[str | list[int]],
+    PlainValidator(_to_prompts),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string"},
+                {"type": "array", "items": {"type": "string"}},
+                _IDS_SCHEMA,
+                {"type": "array", "items": _IDS_SCHEMA},
+            ]
+        }
+    ),
+]
 Postprocess = Annotated[tuple[PostprocessRule, ...], BeforeValidator(_to_rules)]
 
 # Fields of `SamplingParams` that the dialects spell in forms of their own.
@@ -252,6 +321,7 @@ class CompletionFields(SamplingFields):
         """
         given = self.given | changes
         at_most(given.get("n", 1), "samples")
+        _check_stops(given.get("stop", ()))
         grammar = None
         if not (self.response_format is self.json_schema is self.grammar is None):
             from starcoder.server import schemas
@@ -308,6 +378,16 @@ class CompletionFields(SamplingFields):
         """The request for a prompt that is tokens already."""
         return CompletionRequest(
             tokens=tuple(tokens), sampling=params, session=self.session, priority=self.priority
+        )
+
+
+def _check_stops(stops: Sequence[str]) -> None:
+    """Raises: HTTPError: more stop strings than can be looked for at each token."""
+    num_characters = sum(map(len, stops))
+    if len(stops) > MAX_STOPS or num_characters > MAX_STOP_CHARACTERS:
+        raise HTTPError(
+            f"`stop` has {len(stops)} strings of {num_characters} characters together",
+            f"send at most {MAX_STOPS} of {MAX_STOP_CHARACTERS} characters together",
         )
 
 

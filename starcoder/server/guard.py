@@ -15,7 +15,7 @@ from starcoder.server.settings import ApiKey, ServerSettings
 # Never behind a key: health, descriptions and metrics. Source: TGI keeps the same open (serving facts 1.1).
 OPEN_PATHS = frozenset(
     {"/health", "/ping", "/info", "/metrics", "/docs", "/openapi.json", "/api-doc/openapi.json"}
-    | {"/v1/models", "/v1/health", "/api/version"}
+    | {"/v1/models", "/v1/health", "/api/version", "/api/tags", "/api/ps", "/props"}
 )
 
 
@@ -38,7 +38,13 @@ class Guard:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
+        if scope["method"] == "HEAD":  # uvicorn sends no body after HEAD
+            scope = {**scope, "method": "GET"}
         try:
+            if "transfer-encoding" in headers and "content-length" in headers:
+                raise HTTPError(
+                    "the request has both Content-Length and Transfer-Encoding", "send one", kind="framing"
+                )
             origin = self._check_origin(headers)
             if origin is not None:
                 send = _with_cors(send, origin)
@@ -77,7 +83,8 @@ class Guard:
 
     def _check_key(self, scope: Scope, headers: Headers) -> None:
         """Raises: HTTPError: no key or a wrong one. Overload: the key's rate is used up."""
-        is_open = scope["path"] in OPEN_PATHS or (scope["path"] == "/" and scope["method"] in ("GET", "HEAD"))
+        path, is_get = scope["path"], scope["method"] == "GET"
+        is_open = path in OPEN_PATHS or (is_get and (path == "/" or path.startswith("/v1/models/")))
         if not self._settings.keys or is_open:
             return
         scheme, _, given = headers.get("authorization", "").partition(" ")
@@ -140,10 +147,10 @@ def find_key(keys: Sequence[ApiKey], given: str) -> ApiKey | None:
 def allows_host(settings: ServerSettings, header: str) -> bool:
     """Whether a request may address the server so: a web page that rebinds its own name to it may not.
 
-    Addresses cannot be rebound, and whoever has a key is no such page.
+    Addresses cannot be rebound.
     """
-    name = _host_name(header)
-    if settings.keys or name == "localhost" or name.endswith(".localhost"):
+    name = _host_name(header).removesuffix(".")
+    if name == "localhost" or name.endswith(".localhost"):
         return True
     if name in (settings.host.lower(), *(host.lower() for host in settings.allow_host)):
         return True

@@ -7,6 +7,8 @@ What llama.vim and llama.vscode send and read. Accepted and without effect: `sam
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
+from pydantic import Field
+
 from starcoder.errors import StarcoderError
 from starcoder.request import (
     Chunk,
@@ -24,8 +26,9 @@ from starcoder.server.codec import (
     ErrorFormat,
     HTTPError,
     Json,
+    MixedPrompt,
     ServerInfo,
-    TokenId,
+    TokenIds,
     format_error,
     sse,
 )
@@ -49,7 +52,7 @@ class InfillBody(
 ):
     """Body of `/completion` and `/infill`."""
 
-    prompt: str | list[TokenId | str] = ""
+    prompt: MixedPrompt = ""
     input_prefix: str = ""
     input_suffix: str = ""
     input_extra: tuple[ExtraFile, ...] = ()
@@ -284,7 +287,7 @@ class TokenizeBody(Body):
 class DetokenizeBody(Body):
     """Body of `/detokenize`."""
 
-    tokens: tuple[TokenId, ...] = ()
+    tokens: TokenIds = Field(default=[])
 
 
 def tokenize(data: object, info: ServerInfo) -> Json:

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pydantic import Field
+
 from starcoder.errors import StarcoderError
 from starcoder.request import Chunk, Completion, CompletionRequest, TokenLogprob, Usage
 from starcoder.server.codec import (
@@ -19,8 +21,8 @@ from starcoder.server.codec import (
     ErrorFormat,
     HTTPError,
     Json,
+    Prompts,
     ServerInfo,
-    TokenId,
     at_most,
     format_error,
     sse,
@@ -41,7 +43,7 @@ class CompletionBody(CompletionFields):
     """Body of `/v1/completions` and `/v1/fim/completions`."""
 
     model: str = ""
-    prompt: str | list[str] | list[TokenId] | list[list[TokenId]] = ""
+    prompt: Prompts = Field(default=[""], validate_default=False)
     suffix: str | None = None
     best_of: int | None = None
     echo: bool = False
@@ -82,7 +84,7 @@ def read_completion(data: object, info: ServerInfo) -> "CompletionExchange":
         raise HTTPError(
             "`echo` with `logprobs` is not supported", "log-probabilities of a prompt are not computed"
         )
-    prompts = _prompts(body.prompt)
+    prompts = body.prompt
     at_most(len(prompts) * max(1, n), "samples")
     is_echo_alone = body.echo and max_tokens == 0
     limit = {"max_tokens": 1} if is_echo_alone else {}
@@ -253,17 +255,6 @@ def model(info: ServerInfo, name: str) -> dict[str, object]:
         "max_model_len": context,
         "capabilities": {"completion": True, "fim": info.can_infill, "chat": info.chat is not None},
     }
-
-
-def _prompts(prompt: str | list[str] | list[int] | list[list[int]]) -> list[str | list[int]]:
-    """Raises: HTTPError: no prompt at all."""
-    if isinstance(prompt, str):
-        return [prompt]
-    if not prompt:
-        raise HTTPError("`prompt` is an empty list", "give a text, texts or token ids")
-    if isinstance(prompt[0], int):
-        return [[int(token) for token in prompt if isinstance(token, int)]]
-    return [one for one in prompt if not isinstance(one, int)]
 
 
 def _flat(data: object) -> object:

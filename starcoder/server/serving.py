@@ -1,8 +1,10 @@
 """Puts a server together and runs it until a signal or a failure ends it."""
 
 import asyncio
+import gc
 import logging
 import socket
+import sys
 from pathlib import Path
 
 import uvicorn
@@ -12,8 +14,9 @@ from starcoder.chat import ChatTemplate
 from starcoder.engine.local import Model
 from starcoder.errors import ConfigError, StarcoderError
 from starcoder.prepare.attribution import Index
-from starcoder.server import app
+from starcoder.server import app, connections
 from starcoder.server.codec import ServerInfo
+from starcoder.server.connections import Config, QuietAccept
 from starcoder.server.metrics import Metrics
 from starcoder.server.settings import ServerSettings
 from starcoder.server.worker import Worker
@@ -22,6 +25,10 @@ log = logging.getLogger(__name__)
 
 # How Zed and Continue tell the prompt format: by the name of the model.
 _NAMES = {"santacoder": "santacoder", "starcoder": "starcoder", "starcoder2": "starcoder2"}
+
+
+# Time to send error events to clients whose requests outlast `drain_s`.
+_ERROR_EVENTS_S = 5
 
 
 class ServerFailure(StarcoderError):
@@ -68,13 +75,14 @@ class Server:
         self.app: FastAPI = app.build(self.info, settings, self.worker, self.metrics)
         self._socket: socket.socket | None = None
         self._uvicorn = uvicorn.Server(
-            uvicorn.Config(
+            Config(
                 self.app,
                 log_config=None,
                 access_log=False,
                 lifespan="on",
                 server_header=False,
-                timeout_graceful_shutdown=settings.drain_s,
+                max_connections=settings.max_connections,
+                timeout_graceful_shutdown=settings.drain_s + _ERROR_EVENTS_S,
             )
         )
 
@@ -109,7 +117,16 @@ class Server:
         Raises:
             ServerFailure: the engine has died or hangs.
         """
-        asyncio.run(self._serve())
+        # Requests are answered between the steps of other threads, which therefore give way after a millisecond.
+        # What is loaded by now lives as long as the process: the collector need not look at it again.
+        switch_s = sys.getswitchinterval()
+        sys.setswitchinterval(0.001)
+        gc.freeze()
+        try:
+            asyncio.run(self._serve())
+        finally:
+            sys.setswitchinterval(switch_s)
+            gc.unfreeze()
 
     def stop(self) -> None:
         """Let `run` drain and return; from any thread."""
@@ -117,18 +134,33 @@ class Server:
 
     async def _serve(self) -> None:
         assert self._socket is not None, "bind comes first"
-        watch = asyncio.create_task(self._watch())
+        asyncio.get_running_loop().set_exception_handler(QuietAccept())
+        tasks = [asyncio.create_task(one) for one in (self._watch(), self._sweep(), self._drain())]
         await self._uvicorn.serve(sockets=[self._socket])
-        watch.cancel()
+        for task in tasks:
+            task.cancel()
         if self.worker.trouble is not None:
             raise ServerFailure(self.worker.trouble, "start it again; the log above may tell more")
 
+    async def _sweep(self) -> None:
+        """Close connections whose requests do not come."""
+        while True:
+            await asyncio.sleep(min(1.0, self.settings.headers_s / 4))
+            connections.sweep(self._uvicorn.server_state.connections, headers_s=self.settings.headers_s)
+
+    async def _drain(self) -> None:
+        """After a signal to stop, end what still runs after `drain_s` with an error for its clients."""
+        while not self._uvicorn.should_exit:
+            await asyncio.sleep(0.1)
+        await asyncio.sleep(self.settings.drain_s)
+        self.worker.end_all("the server is shutting down")
+
     async def _watch(self) -> None:
-        """Stop the server when its engine is of no use any more; supervisors then start it again."""
+        """Stop the server when its engine has died or hangs; supervisors then start it again."""
         while self.worker.trouble is None:
             await asyncio.sleep(0.5)
         log.error("stopping: %s", self.worker.trouble)
-        await asyncio.sleep(1)  # so that /health can tell
+        await asyncio.sleep(1)  # so that /health can report it
         self.stop()
 
 

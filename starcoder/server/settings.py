@@ -52,11 +52,22 @@ class ServerSettings:
     """Seconds after which a step that does not end means that the engine hangs."""
     write_s: float = 60.0
     """Seconds after which a client that reads nothing is disconnected."""
+    headers_s: float = 15.0
+    """Seconds that a client has to send the headers of a request."""
+    body_s: float = 60.0
+    """Seconds that a client has to send the body of a request."""
+    max_connections: int = 2048
+    """Maximum number of open connections; at most what the process may open."""
 
     def __post_init__(self) -> None:
-        for name in ("max_queue", "max_sequences", "max_body_bytes", "default_max_tokens"):
+        for name in ("max_queue", "max_sequences", "max_body_bytes", "default_max_tokens", "max_connections"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected at least 1")
+        for name in ("stall_s", "write_s", "headers_s", "body_s"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; expected more than 0")
+        if self.drain_s < 0:
+            raise ConfigError(f"drain_s is {self.drain_s}; expected 0 or more")
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"port is {self.port}; expected 0 (any that is free) to 65535")
 

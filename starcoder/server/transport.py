@@ -1,15 +1,19 @@
 """From an HTTP request to its answer: reads JSON, submits a job, streams or collects, and follows the client.
 
-A client that goes away ends its job at once; one that reads nothing for too long is sent away.
+What takes long for a large request (parsing, tokenizing, templates, grammars, a large answer) runs in
+threads, so that it costs nobody but its sender. A client that goes away ends its job at once; one that reads
+nothing for too long is disconnected.
 """
 
 import asyncio
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import TypeVar
 
+from pydantic_core import from_json
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -21,11 +25,66 @@ from starcoder.server.worker import Job, Worker
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
+# Bodies up to this size are read in less time than a thread takes to start, on the event loop.
+SMALL_BYTES = 16_384
+# Up to this size they share a lane; larger ones wait for each other only.
+MEDIUM_BYTES = 262_144
+# An answer with more numbers (tokens and log-probabilities) is written in a thread.
+_MANY_NUMBERS = 5_000
+# Items of a list that are written by one call.
+_PIECE = 1_000
+# Chunks that are written to a stream at once, however many wait.
+_MAX_CHUNKS = 64
+
+
+class Lanes:
+    """Threads for requests: one lane for large ones, so that the others never wait for these."""
+
+    def __init__(self) -> None:
+        self._medium = ThreadPoolExecutor(4, "requests")
+        self._large = ThreadPoolExecutor(2, "large-requests")
+
+    async def run(self, size_bytes: int, work: Callable[[], T]) -> T:
+        """The result of `work` for a request of this size, from a thread. Raises: what `work` raises."""
+        lane = self._medium if size_bytes <= MEDIUM_BYTES else self._large
+        return await asyncio.get_running_loop().run_in_executor(lane, work)
+
+    def close(self) -> None:
+        """Begin nothing more."""
+        for lane in (self._medium, self._large):
+            lane.shutdown(wait=False, cancel_futures=True)
+
 
 def json_response(document: Json, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     """JSON in UTF-8. Lone surrogates that came with a request become question marks."""
-    data = json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
-    return Response(data, status, headers, media_type="application/json")
+    return _response(_dump(document), status, headers)
+
+
+def _response(text: str, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(text.encode("utf-8", "replace"), status, headers, media_type="application/json")
+
+
+def _dump(document: object) -> str:
+    return json.dumps(document, ensure_ascii=False, separators=(",", ":"))
+
+
+def large_json_response(document: Json) -> Response:
+    """The same for a document of any size; to be called in a thread."""
+    return _response(_dump_in_pieces(document))
+
+
+def _dump_in_pieces(value: object) -> str:
+    """The same text, long lists in pieces: one call for all of it would stop every other thread."""
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{_dump(key)}:{_dump_in_pieces(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list) and len(value) > _PIECE:
+        pieces = [_dump(value[at : at + _PIECE])[1:-1] for at in range(0, len(value), _PIECE)]
+        return f"[{','.join(pieces)}]"
+    if isinstance(value, list):
+        return f"[{','.join(map(_dump_in_pieces, value))}]"
+    return _dump(value)
 
 
 def error_response(error: StarcoderError, errors: ErrorFormat) -> Response:
@@ -36,29 +95,42 @@ def error_response(error: StarcoderError, errors: ErrorFormat) -> Response:
     status = errors.status(error)
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
+    if status in (408, 413) or (isinstance(error, HTTPError) and error.kind == "framing"):
+        headers["Connection"] = "close"  # the rest of the body is not read
     return json_response(errors.body(error), status, headers)
 
 
-async def read_json(request: Request) -> object:
-    """The JSON of a request, whatever its content type says.
+async def read_body(request: Request, *, body_s: float) -> bytes:
+    """The body of a request.
 
     Raises:
-        HTTPError: not JSON, or too large.
+        HTTPError: too large, or not here within `body_s` seconds.
         ClientDisconnect: the client has gone.
     """
-    data = await request.body()
     try:
-        return json.loads(data, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        where = f" at character {error.pos}" if isinstance(error, json.JSONDecodeError) else ""
-        raise HTTPError(f"the body is not JSON{where}", "send a JSON object in UTF-8") from None
+        async with asyncio.timeout(body_s):
+            return await request.body()
+    except TimeoutError:
+        raise HTTPError(
+            f"the body was not complete after {body_s:.0f} s", "send it at once", status=408
+        ) from None
 
 
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
+def parse_json(data: bytes) -> object:
+    """The JSON of a body, whatever its content type says; nested at most 200 deep.
+
+    Raises:
+        HTTPError: not JSON, with what is wrong and where.
+    """
+    try:
+        return from_json(data, allow_inf_nan=False)
+    except ValueError as error:
+        raise HTTPError(f"the body is not JSON: {error}", "send a JSON object in UTF-8") from None
 
 
-async def answer(request: Request, exchange: Exchange, worker: Worker, *, write_s: float) -> Response:
+async def answer(
+    request: Request, exchange: Exchange, worker: Worker, lanes: Lanes, *, write_s: float
+) -> Response:
     """Run the requests of an exchange and answer them.
 
     Raises:
@@ -73,13 +145,22 @@ async def answer(request: Request, exchange: Exchange, worker: Worker, *, write_
     with _following(request.receive, job, worker):
         while taken := await job.take():
             chunks += taken
+    num_numbers = sum(len(chunk.tokens) + sum(len(one.top) for one in chunk.logprobs) for _, chunk in chunks)
+    if num_numbers <= _MANY_NUMBERS:
+        return _whole(exchange, chunks, _dump)
+    return await lanes.run(8 * num_numbers, lambda: _whole(exchange, chunks, _dump_in_pieces))
+
+
+def _whole(
+    exchange: Exchange, chunks: Sequence[tuple[int, Chunk]], dump: Callable[[object], str]
+) -> Response:
     samples = _samples(chunks, len(exchange.requests))
-    return json_response(exchange.whole(samples), headers=cost_headers(samples))
+    return _response(dump(exchange.whole(samples)), headers=cost_headers(samples))
 
 
 @contextmanager
 def _following(receive: Receive, job: Job, worker: Worker) -> Iterator[None]:
-    """Cancels the job when the client goes meanwhile, or when the body ends early in any way."""
+    """Cancels the job when the client disconnects meanwhile, or when the block is left by an exception."""
     follower = asyncio.ensure_future(_follow(receive, job, worker))
     try:
         yield
@@ -152,7 +233,7 @@ class EventStream(Response):
     async def _write_events(self, send: Send) -> None:
         exchange = self._exchange
         try:
-            while taken := await self._job.take():
+            while taken := await self._job.take(_MAX_CHUNKS):
                 events = (event for position, chunk in taken for event in exchange.events(position, chunk))
                 await self._write(send, "".join(events))
             await self._write(send, exchange.end(), is_last=True)

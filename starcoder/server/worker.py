@@ -35,6 +35,9 @@ _Command = Callable[[], None]
 # Chunks of one job that nobody has read: beyond that its client is gone in all but name.
 MAX_UNREAD = 8192
 
+# Of a request's text: beyond that its prompt is built in a thread that others do not wait for.
+_MANY_CHARACTERS = 65_536
+
 
 class Job:
     """The requests of one HTTP exchange. Await `accepted`, then `take` until it gives nothing."""
@@ -59,8 +62,8 @@ class Job:
         if self._error:
             raise self._error
 
-    async def take(self) -> list[tuple[int, Chunk]]:
-        """New chunks, each with the position of its request; [] after the last.
+    async def take(self, most: int | None = None) -> list[tuple[int, Chunk]]:
+        """New chunks, at most so many, each with the position of its request; [] after the last.
 
         Raises:
             StarcoderError: the engine has died, or the job was ended from outside.
@@ -70,7 +73,8 @@ class Job:
             await self._has_news.wait()
         if self._error:
             raise self._error
-        taken, self._unread = self._unread, []
+        most = len(self._unread) if most is None else most
+        taken, self._unread = self._unread[:most], self._unread[most:]
         return taken
 
     @property
@@ -126,6 +130,7 @@ class Worker:
         self._is_closing = False
         self._failure: BaseException | None = None
         self._builder = ThreadPoolExecutor(1, "prompts")  # one: jobs keep their order
+        self._slow_builder = ThreadPoolExecutor(2, "large-prompts")
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -137,7 +142,8 @@ class Worker:
         """End what runs and the thread with it."""
         self._is_closing = True
         self._inbox.put(lambda: None)
-        self._builder.shutdown(wait=False, cancel_futures=True)
+        for builder in (self._builder, self._slow_builder):
+            builder.shutdown(wait=False, cancel_futures=True)
         while self._thread.is_alive() and self.trouble is None:
             await asyncio.sleep(0.01)
 
@@ -177,7 +183,8 @@ class Worker:
             job.receive(is_done=True)
             return job
         self._jobs.add(job)
-        self._builder.submit(self._prepare, job)
+        builder = self._slow_builder if any(map(_is_slow, requests)) else self._builder
+        builder.submit(self._prepare, job)
         return job
 
     def cancel(self, job: Job) -> None:
@@ -185,6 +192,12 @@ class Worker:
         if job in self._jobs:
             job.is_cancelled = True
             self._inbox.put(lambda: self._end(job))
+
+    def end_all(self, reason: str) -> None:
+        """End every job with an error, and what the engine does for it."""
+        for job in list(self._jobs):
+            self.cancel(job)
+            self._deliver(job, (), True, HTTPError(reason, status=503, kind="overloaded"))
 
     async def call(self, ask: Callable[[Engine], T]) -> T:
         """The result of `ask`, run between two steps. It must be quick.
@@ -360,6 +373,13 @@ def _settle(future: "asyncio.Future[T]", found: T, error: StarcoderError | None)
         future.set_exception(error)
     else:
         future.set_result(found)
+
+
+def _is_slow(request: CompletionRequest) -> bool:
+    """Whether others should not wait until the request is prepared."""
+    num_characters = len(request.prefix) + len(request.suffix or "")
+    num_characters += sum(len(extra.text) for extra in request.extras)
+    return request.sampling.grammar is not None or num_characters > _MANY_CHARACTERS
 
 
 def _cancelled(by_client: bool) -> StarcoderError:
