@@ -4,7 +4,6 @@ import asyncio
 import gc
 import logging
 import socket
-import sys
 from pathlib import Path
 
 import uvicorn
@@ -117,15 +116,10 @@ class Server:
         Raises:
             ServerFailure: the engine has died or hangs.
         """
-        # Requests are answered between the steps of other threads, which therefore give way after a millisecond.
-        # What is loaded by now lives as long as the process: the collector need not look at it again.
-        switch_s = sys.getswitchinterval()
-        sys.setswitchinterval(0.001)
-        gc.freeze()
+        gc.freeze()  # what is loaded by now lives as long as the process: no need to look at it again
         try:
             asyncio.run(self._serve())
         finally:
-            sys.setswitchinterval(switch_s)
             gc.unfreeze()
 
     def stop(self) -> None:
