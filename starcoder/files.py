@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from starcoder.errors import ConfigError, MissingExtraError
+from starcoder.errors import CheckpointError, ConfigError, MissingExtraError
 
 # What a model folder holds besides its weights: patterns of `Path.glob`, which the hub understands too.
 MODEL_FILES = (
@@ -31,6 +31,8 @@ MODEL_FILES = (
     "additional_chat_templates/*",
     "dialogue_template.json",  # StarChat's
 )
+LFS_POINTER = b"version https://git-lfs"
+FETCH_LFS = "run `git lfs pull` in its folder"
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 
 
@@ -98,6 +100,47 @@ def write_whole(path: Path, data: bytes | str) -> None:
     """Write a file, text as UTF-8, that is there as a whole or as it was before."""
     with replace_atomically(path) as part:
         part.write_bytes(data.encode("utf-8") if isinstance(data, str) else data)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file of a model folder.
+
+    Raises:
+        CheckpointError: the file cannot be read, or holds something else.
+    """
+    hint = "the download may be partial; fetch the checkpoint again"
+    try:
+        text = path.read_bytes()
+        value = json.loads(text.decode("utf-8-sig"))
+    except FileNotFoundError:
+        raise CheckpointError(f"'{path}' is missing", "a model folder needs it") from None
+    except OSError as error:
+        raise CheckpointError(f"'{path}' cannot be read: {error.strerror}", "check its permissions") from None
+    except (ValueError, RecursionError) as error:
+        if text.startswith(LFS_POINTER):
+            raise CheckpointError(f"'{path}' is a Git LFS pointer", FETCH_LFS) from None
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"'{path}' is not JSON: {first}", hint) from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"'{path}' is not a JSON object", hint)
+    return value
+
+
+def require_space(path: Path, size_bytes: int) -> None:
+    """Refuse to begin what the disk of `path` has no room for.
+
+    Raises:
+        ConfigError: with both numbers.
+    """
+    folder = path.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if free < size_bytes:
+        raise ConfigError(
+            f"'{path}' takes {size_bytes / 1e6:,.0f} MB, and its disk has {free / 1e6:,.0f} MB left",
+            "make room, or give a path on another disk",
+        )
 
 
 def read_jsonl(

@@ -1,4 +1,4 @@
-"""The network: one `Transformer` for GPTBigCode (SantaCoder, StarCoder, StarChat) and Starcoder2.
+"""The network: one `Transformer` for GPTBigCode (SantaCoder, StarCoder, StarChat), Starcoder2, Llama's shape.
 
 It knows nothing of caches, batches or phases: it calls `attend` once per layer.
 
@@ -8,8 +8,9 @@ Shapes, everywhere in this package:
 """
 
 import inspect
-from collections.abc import Sequence
-from functools import cache
+import math
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from itertools import accumulate
 from typing import Protocol, cast
 
@@ -18,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from starcoder.config import ModelConfig
+from starcoder.config import Activation, ModelConfig, RotaryScaling
 
 
 class Attend(Protocol):
@@ -145,13 +146,17 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig, layer: int):
         super().__init__()
         self.layer, self.config = layer, config
-        heads = config.num_heads + 2 * config.num_kv_heads
-        self.qkv = nn.Linear(config.hidden_size, heads * config.head_size, bias=config.bias)
-        self.out = nn.Linear(config.hidden_size, config.hidden_size, bias=config.bias)
+        self.qkv = nn.Linear(config.hidden_size, config.qkv_size, bias=config.has_qkv_bias)
+        self.out = nn.Linear(config.attention_size, config.hidden_size, bias=config.has_out_bias)
+        self.q_norm = self.k_norm = None
+        if config.has_qk_norm:
+            self.q_norm, self.k_norm = (_norm(config, config.head_size) for _ in range(2))
 
     def forward(self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor] | None, attend: Attend) -> Tensor:
         N, K, H = self.config.num_heads, self.config.num_kv_heads, self.config.head_size
         q, k, v = self.qkv(x_BTD).unflatten(-1, (N + 2 * K, H)).split([N, K, K], dim=2)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
         if rotary is not None:
             q, k = _rotate(q, *rotary), _rotate(k, *rotary)
         out: Tensor = self.out(attend(self.layer, q, k, v).flatten(2))
@@ -161,21 +166,41 @@ class Attention(nn.Module):
 class FeedForward(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.approximate = "tanh" if config.gelu_tanh else "none"
-        self.up = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.bias)
-        self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.bias)
+        self._activation, self._is_gated = _ACTIVATIONS[config.activation], config.is_gated
+        # Where it is gated, the gate's rows come first.
+        self.up = nn.Linear(config.hidden_size, config.up_size, bias=config.has_mlp_bias)
+        self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.has_mlp_bias)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        out: Tensor = self.down(F.gelu(self.up(x_BTD), approximate=self.approximate))
+        out: Tensor = self.down(self.activate(self.up(x_BTD)))
         return out
+
+    def activate(self, up: Tensor) -> Tensor:
+        """What `down` gets of the outputs of `up`."""
+        if not self._is_gated:
+            return self._activation(up)
+        gate, up = up.chunk(2, dim=-1)
+        return self._activation(gate) * up
+
+
+_ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "gelu": F.gelu,
+    "silu": F.silu,
+}
+
+
+def _norm(config: ModelConfig, size: int) -> nn.LayerNorm | nn.RMSNorm:
+    kind = nn.RMSNorm if config.has_rms_norm else nn.LayerNorm
+    return kind(size, eps=config.norm_eps)
 
 
 class Block(nn.Module):
     def __init__(self, config: ModelConfig, layer: int):
         super().__init__()
-        self.norm1 = nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
+        self.norm1 = _norm(config, config.hidden_size)
         self.attention = Attention(config, layer)
-        self.norm2 = nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
+        self.norm2 = _norm(config, config.hidden_size)
         self.feed_forward = FeedForward(config)
 
     def forward(self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor] | None, attend: Attend) -> Tensor:
@@ -196,7 +221,7 @@ class Transformer(nn.Module):
         self.embed = _table(config.vocab_size, config.hidden_size)
         self.positions = None if config.rope_theta else _table(config.max_positions, config.hidden_size)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
-        self.norm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
+        self.norm = _norm(config, config.hidden_size)
         self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.is_recomputed = False  # training: forget what is inside blocks, compute it again for gradients
         self.tie()
@@ -213,7 +238,7 @@ class Transformer(nn.Module):
         if self.positions is not None:
             x_BTD = x_BTD + self.positions(positions_BT)
         else:
-            rotary = self._rotary(positions_BT, x_BTD.dtype)
+            rotary = _rotary(self.config, positions_BT, x_BTD.dtype)
         for block in self.blocks:
             if self.is_recomputed and torch.is_grad_enabled():
                 x_BTD = checkpoint(block, x_BTD, rotary, attend, use_reentrant=False)
@@ -221,15 +246,6 @@ class Transformer(nn.Module):
                 x_BTD = block(x_BTD, rotary, attend)
         out: Tensor = self.norm(x_BTD)
         return out
-
-    def _rotary(self, positions_BT: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Cosines and sines (B, T, 1, H), half-split. Source: Su et al. 2021, arXiv:2104.09864."""
-        assert self.config.rope_theta is not None, "called for rotary models only"
-        H = self.config.head_size
-        exponents = torch.arange(0, H, 2, device=positions_BT.device, dtype=torch.float32) / H
-        frequencies = 1.0 / (self.config.rope_theta**exponents)
-        angles = (positions_BT[..., None].float() * frequencies).repeat(1, 1, 2)[:, :, None]
-        return angles.cos().to(dtype), angles.sin().to(dtype)
 
     @torch.no_grad()
     def initialize(self, generator: torch.Generator, std: float = 0.02) -> None:
@@ -241,6 +257,54 @@ class Transformer(nn.Module):
                 parameter.normal_(0.0, scale, generator=generator)
             else:
                 parameter.fill_(1.0 if name.endswith("weight") else 0.0)
+
+
+def rotary_frequencies(config: ModelConfig, device: torch.device | None = None) -> Tensor:
+    """Angle of one position for each pair of a head's values: (H / 2,) float32, scaled for longer texts.
+
+    Source: Su et al. 2021, arXiv:2104.09864; scalings: transformers `modeling_rope_utils.py`.
+    """
+    assert config.rope_theta is not None, "called for rotary models only"
+    H, scaling = config.head_size, config.rope_scaling
+    exponents = torch.arange(0, H, 2, device=device, dtype=torch.float32) / H
+    frequencies = 1.0 / (config.rope_theta**exponents)
+    if scaling is None:
+        return frequencies
+    if scaling.kind == "linear":
+        return frequencies / scaling.factor
+    kept = _kept_llama3(frequencies, scaling) if scaling.kind == "llama3" else _kept_yarn(config, scaling)
+    return frequencies / scaling.factor * (1 - kept) + frequencies * kept
+
+
+def _kept_llama3(frequencies: Tensor, scaling: RotaryScaling) -> Tensor:
+    """How much of each frequency stays: all of the fast ones. Source: meta-llama/llama-models `model.py`."""
+    turns = scaling.original_positions * frequencies / (2 * math.pi)
+    return ((turns - scaling.low) / (scaling.high - scaling.low)).clamp(0, 1)
+
+
+def _kept_yarn(config: ModelConfig, scaling: RotaryScaling) -> Tensor:
+    """The same for YaRN, along the dimensions. Source: Peng et al. 2023, arXiv:2309.00071, section 3.2."""
+    H, theta = config.head_size, config.rope_theta
+    assert theta is not None, "called for rotary models only"
+
+    def dimension(turns: float) -> float:
+        length = scaling.original_positions / (turns * 2 * math.pi)
+        return H * math.log(length) / (2 * math.log(theta))
+
+    low, high = dimension(scaling.high), dimension(scaling.low)
+    if scaling.is_truncated:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, H - 1)
+    ramp = (torch.arange(H // 2, dtype=torch.float32) - low) / (high - low or 0.001)
+    return 1 - ramp.clamp(0, 1)
+
+
+def _rotary(config: ModelConfig, positions_BT: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (B, T, 1, H), half-split."""
+    frequencies = rotary_frequencies(config, positions_BT.device)
+    angles = (positions_BT[..., None].float() * frequencies).repeat(1, 1, 2)[:, :, None]
+    scale = config.rope_scaling.attention_factor if config.rope_scaling else 1.0
+    return (angles.cos() * scale).to(dtype), (angles.sin() * scale).to(dtype)
 
 
 def _table(num_rows: int, width: int) -> nn.Embedding:

@@ -119,8 +119,8 @@ def cache_bytes(config: ModelConfig, weights: Weights, tokens: int) -> int:
 def scratch_bytes(config: ModelConfig, weights: Weights, tokens: int, sequences: int) -> int:
     """Bytes of the activations of a step over `tokens`, and of logits."""
     D, F = config.hidden_size, config.intermediate_size
-    qkv = (config.num_heads + 2 * config.num_kv_heads) * config.head_size
-    floats = 2 * D + qkv + config.head_size + F  # residual, attended, q k v, rotary, inner
+    # Residual, attended, q k v, rotary, inner.
+    floats = D + config.attention_size + config.qkv_size + config.head_size + config.up_size
     normed = F + F / 4 + F / 16  # the widest input as floats, as bytes, and its scales and sums
     logits = 4 * sequences * config.vocab_size
     return int(4 * tokens * (floats + normed)) + logits
@@ -154,9 +154,9 @@ def _matrices(config: ModelConfig) -> Iterator[_Matrix]:
         yield _Matrix(config.vocab_size, D)
     if config.rope_theta is None:
         yield _Matrix(config.max_positions, D, is_table=True, is_linear=False)
-    qkv = (config.num_heads + 2 * config.num_kv_heads) * config.head_size
+    attention = _Matrix(config.qkv_size, D), _Matrix(D, config.attention_size)
     for _ in range(config.num_layers):
-        yield from (_Matrix(qkv, D), _Matrix(D, D), _Matrix(F, D), _Matrix(D, F))
+        yield from (*attention, _Matrix(config.up_size, D), _Matrix(D, F))
 
 
 def _num_vectors(config: ModelConfig) -> int:

@@ -4,6 +4,7 @@ Knows `nn.Linear` and `nn.Embedding`, nothing of any model. The packed layout is
 `starcoder.kernels.packed`, in memory and on disk.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -11,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from starcoder.errors import ConfigError
+from starcoder.errors import CheckpointError, ConfigError
 from starcoder.kernels import cuda
 from starcoder.kernels.memory import Arena
 from starcoder.kernels.ops import quantized_linear, quantized_rows
@@ -21,7 +22,7 @@ from starcoder.kernels.rounding import round_rows
 Method = Literal["nearest", "search"]
 
 __all__ = ["LayerReport", "Method", "QuantizedEmbedding", "QuantizedLinear", "Report", "Scheme"]
-__all__ += ["expect", "quantize", "quantize_matrix", "quantize_with_error"]
+__all__ += ["expect", "quantize", "quantize_matrix", "quantize_with_error", "require_finite"]
 
 # Weights that share a scale, which costs a byte: 4.25 and 8.13 bits a weight (benchmarks/quality.py).
 _GROUP_SIZES: dict[Scheme, int] = {"int4": 32, "int8": 64}
@@ -157,6 +158,7 @@ def quantize(model: nn.Module, scheme: Scheme, *, method: Method = "search") -> 
         weight = site.module.weight.detach()
         if id(site.module.weight) not in done:
             packed, error = quantize_with_error(weight, site.scheme, site.group_size, method, arena)
+            require_finite(site.name, error)
             done[id(site.module.weight)] = packed
             size, (columns, inputs) = packed.size_bytes, weight.shape
             layers.append(LayerReport(site.name, site.scheme, columns, inputs, size, error))
@@ -168,6 +170,15 @@ def quantize(model: nn.Module, scheme: Scheme, *, method: Method = "search") -> 
     size_bytes = sum(layer.size_bytes for layer in layers)
     size_bytes += sum(parameter.nbytes for parameter in model.parameters())
     return Report(tuple(layers), num_parameters, size_bytes)
+
+
+def require_finite(name: str, error: float) -> None:
+    """Raises: CheckpointError: the matrix that was rounded holds NaN or infinity."""
+    if not math.isfinite(error):
+        raise CheckpointError(
+            f"the weights of {name!r} are not finite: they hold NaN or infinity",
+            "the checkpoint is damaged, by a merge or by training in float16; take an earlier one",
+        )
 
 
 def expect(model: nn.Module, scheme: Scheme) -> None:

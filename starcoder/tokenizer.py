@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from starcoder.chat import own_source
 from starcoder.errors import CheckpointError, RequestError
+from starcoder.files import read_json
 from starcoder.layouts import SENTINELS, Sentinels
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ class Tokenizer:
         from tokenizers import Tokenizer as Backend
 
         path = folder / "tokenizer.json"
-        document = _read_json(path, "a checkpoint folder needs the tokenizer.json of its model")
+        document = read_json(path)
         try:
             _require_byte_level(document, path)
             special = _take_special(document)
@@ -166,20 +167,6 @@ class StreamDecoder:
     def flush(self) -> str:
         """What is held back when no more tokens come: "" or U+FFFD."""
         return self._decoder.decode(b"", final=True)
-
-
-def _read_json(path: Path, hint: str) -> dict[str, Any]:
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{str(path)!r} is missing", hint) from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{str(path)!r} cannot be read: {error}", "it may be damaged; download it again"
-        ) from None
-    if not isinstance(document, dict):
-        raise CheckpointError(f"{str(path)!r} is not a JSON object", "it may be damaged; download it again")
-    return document
 
 
 def _require_byte_level(document: dict[str, Any], path: Path) -> None:

@@ -74,22 +74,39 @@ def test_inner_size_defaults_to_four_times_hidden():
 
 @pytest.mark.parametrize("name", ["gelu_pytorch_tanh", "gelu_new", "gelu_fast"])
 def test_every_name_of_the_tanh_gelu_is_known(name):
-    assert ModelConfig.from_hf(STARCODER_1B | {"activation_function": name}).gelu_tanh
+    assert ModelConfig.from_hf(STARCODER_1B | {"activation_function": name}).activation == "gelu_tanh"
 
 
 @pytest.mark.parametrize(
     ("config", "complaint"),
     [
         ({}, "model_type None"),
-        ({"model_type": "llama"}, "model_type 'llama'"),
+        ({"model_type": "gemma2"}, "model_type 'gemma2'"),
         (STARCODER_1B | {"activation_function": "relu"}, "activation 'relu'"),
         (STARCODER_1B | {"scale_attn_weights": False}, "scale_attn_weights"),
         (STARCODER_1B | {"n_head": 15}, "n_embd 2048, which is not a multiple of 15"),
         (STARCODER_1B | {"n_layer": "24"}, "n_layer '24'"),
         (STARCODER_1B | {"vocab_size": None}, "vocab_size None"),
         (STARCODER_1B | {"quantization_config": {"quant_method": "gptq"}}, "quantized"),
-        (STARCODER2_3B | {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rotary scaling"),
-        (STARCODER2_3B | {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rotary scaling"),
+        (STARCODER2_3B | {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "scaling of type 'dynamic'"),
+        (
+            STARCODER2_3B | {"rope_scaling": {"type": "linear", "factor": "2"}},
+            "factor '2'",
+        ),
+        (
+            STARCODER2_3B | {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4}},
+            "has no 'factor'|has no 'low",
+        ),
+        (STARCODER2_3B | {"norm_epsilon": "1e-5"}, "norm_epsilon '1e-5'; expected a number"),
+        (STARCODER2_3B | {"norm_epsilon": float("nan")}, "norm_epsilon nan; expected a number"),
+        (STARCODER2_3B | {"rope_theta": None, "rope_parameters": None}, "rope_theta None; expected a number"),
+        (STARCODER2_3B | {"rope_theta": True}, "rope_theta True; expected a number"),
+        (STARCODER2_3B | {"rope_scaling": "yarn"}, "rope_scaling 'yarn'; expected an object"),
+        (STARCODER2_3B | {"use_bias": "false"}, "use_bias 'false'; expected true or false"),
+        (STARCODER2_3B | {"tie_word_embeddings": None}, "tie_word_embeddings None; expected true or false"),
+        (STARCODER2_3B | {"num_hidden_layers": True}, "num_hidden_layers True"),
+        (STARCODER2_3B | {"hidden_act": None}, "activation None"),
+        (STARCODER2_3B | {"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
         (STARCODER2_3B | {"norm_type": "rms_norm"}, "norm_type 'rms_norm'"),
         (STARCODER2_3B | {"mlp_type": "gated"}, "mlp_type 'gated'"),
         (STARCODER2_3B | {"num_key_value_heads": 5}, "num_attention_heads 24, which is not a multiple of 5"),
@@ -97,8 +114,9 @@ def test_every_name_of_the_tanh_gelu_is_known(name):
     ],
 )
 def test_what_this_package_cannot_run_is_refused(config, complaint):
-    with pytest.raises(CheckpointError, match=complaint):
+    with pytest.raises(CheckpointError, match=complaint) as refused:
         ModelConfig.from_hf(config)
+    assert refused.value.hint
 
 
 @pytest.mark.parametrize("complete", [STARCODER_1B, STARCODER2_3B], ids=["gpt_bigcode", "starcoder2"])

@@ -1,4 +1,4 @@
-"""Tiny random checkpoints and tokenizers that tests share: every variant of both families, seeded."""
+"""Tiny random checkpoints and tokenizers that tests share: every variant of all families, seeded."""
 
 import json
 import warnings
@@ -33,6 +33,35 @@ _STARCODER2 = {
     "eos_token_id": 0,
 }
 
+_LLAMA = {
+    "model_type": "llama",
+    "vocab_size": 320,
+    "max_position_embeddings": 512,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-5,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
+_LLAMA3_SCALING = {
+    "rope_type": "llama3",
+    "rope_theta": 1e4,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+_YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 1e4,
+    "factor": 4.0,
+    "original_max_position_embeddings": 128,
+}
+
 # Name -> transformers' config. The odd vocabulary is what adding tokens for a chat leaves behind.
 VARIANTS: dict[str, dict[str, Any]] = {
     "bigcode": _BIGCODE,
@@ -46,6 +75,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "starcoder2-no-bias": _STARCODER2 | {"use_bias": False},
     "starcoder2-exact-gelu": _STARCODER2 | {"hidden_act": "gelu"},
     "starcoder2-one-kv-head": _STARCODER2 | {"num_key_value_heads": 1, "sliding_window": 16},
+    "llama": _LLAMA,
+    "llama-tied-biases": _LLAMA  # Granite code 3B and 8B; linear scaling: DeepSeek-Coder
+    | {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}
+    | {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e5, "factor": 4.0}},
+    "llama-llama3-scaling": _LLAMA | {"head_dim": 24, "rope_parameters": _LLAMA3_SCALING},
+    "qwen2": _LLAMA | {"model_type": "qwen2", "tie_word_embeddings": True, "rope_parameters": _YARN},
+    "qwen3": _LLAMA | {"model_type": "qwen3", "head_dim": 32},
+    "mistral": _LLAMA | {"model_type": "mistral", "sliding_window": 16, "hidden_act": "gelu_pytorch_tanh"},
 }
 
 

@@ -5,11 +5,11 @@ files through `torch.load(weights_only=True)`; besides them only `config.json` a
 """
 
 from starcoder.checkpoint.adapter import add_adapter, load_adapter
+from starcoder.checkpoint.files import read_config, scheme_of
 from starcoder.checkpoint.gguf import GgufReport, GgufType, export_gguf
 from starcoder.checkpoint.hub import BUNDLED, push, resolve, resolve_adapter, resolve_config, resolve_text
 from starcoder.checkpoint.merge import MergeReport, merge_folder
-from starcoder.checkpoint.packed import scheme_of
-from starcoder.checkpoint.reader import load, quantize, read_config
+from starcoder.checkpoint.reader import load, quantize
 from starcoder.checkpoint.writer import quantize_folder, save
 
 __all__ = ["BUNDLED", "GgufReport", "GgufType", "MergeReport", "add_adapter", "export_gguf", "load"]

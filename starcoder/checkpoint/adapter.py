@@ -68,10 +68,11 @@ def _parts(config: ModelConfig, path: str) -> Parts:
 
     weight = f"{path}.weight"
     names = tuple(with_prefix(config, n).removesuffix(".weight") for n in their_names(config, weight))
-    N, K, H = config.num_heads, config.num_kv_heads, config.head_size
+    N, H = config.num_heads, config.head_size
     if len(names) == 1 and not is_interleaved(config, weight):
         return Parts(names, (0,))
     if len(names) > 1:
-        return Parts(names, tuple(their_rows(config, weight, torch.Size([(N + 2 * K) * H]))))
+        rows = config.qkv_size if path.endswith("qkv") else config.up_size
+        return Parts(names, tuple(their_rows(config, weight, torch.Size([rows]))))
     order = torch.arange(3 * N * H).view(3, N, H).transpose(0, 1).flatten()
     return Parts(names, (3 * N * H,), tuple(order.tolist()))

@@ -1,16 +1,20 @@
-"""The files of a checkpoint folder: which hold the weights, and their tensors over a memory map."""
+"""The files of a checkpoint folder: its config, which files hold the weights, and their mapped tensors."""
 
-import json
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from starcoder.config import ModelConfig
 from starcoder.errors import CheckpointError
+from starcoder.files import FETCH_LFS, LFS_POINTER, read_json
+from starcoder.kernels.packed import Scheme
 
+QUANTIZATION = "quantization_config"  # of config.json
+METHOD, VERSION = "starcoder", 2  # of our own layout
 DOWNLOAD_AGAIN = "the download may be partial; fetch the checkpoint again"
 
 
@@ -26,6 +30,8 @@ def weight_files(folder: Path) -> list[Path]:
             return [whole]
         if index.is_file():
             return _shards(index)
+    if any(folder.glob("*.safetensors")) and (folder / "quantize_config.json").is_file():
+        raise quantized_elsewhere(folder)
     raise CheckpointError(
         f"checkpoint '{folder}' has neither model.safetensors nor pytorch_model.bin, whole or sharded",
         DOWNLOAD_AGAIN,
@@ -86,28 +92,77 @@ def _forbidden(path: Path) -> CheckpointError:
 
 
 def _broken_hint(path: Path, start: bytes) -> str:
-    if start.startswith(b"version https://git-lfs"):
-        return "the file is a Git LFS pointer; run `git lfs pull` in its folder"
+    if start.startswith(LFS_POINTER):
+        return f"the file is a Git LFS pointer; {FETCH_LFS}"
     if path.suffix == ".bin" and not start.startswith(b"PK"):
         return "the file is broken or older than PyTorch 1.6; convert it to safetensors"
     return f"the file has {path.stat().st_size} bytes; {DOWNLOAD_AGAIN}"
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
+def read_config(folder: Path) -> ModelConfig:
+    """The numbers in `folder`'s config.json.
 
     Raises:
-        CheckpointError: it is something else.
+        CheckpointError: it is missing, not JSON, or not of these families.
     """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise _no_config(folder)
+    config = read_json(path)
+    if scheme_of(folder) is not None:
+        del config[QUANTIZATION]
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except PermissionError:
-        raise _forbidden(path) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"'{path}' is not JSON: {first_line(error)}", DOWNLOAD_AGAIN) from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"'{path}' is not a JSON object", DOWNLOAD_AGAIN)
-    return value
+        found = ModelConfig.from_hf(config)
+    except CheckpointError as error:
+        raise CheckpointError(f"'{path}' {error.message.removeprefix('config.json ')}", error.hint) from None
+    if (folder / "quantize_config.json").is_file():  # how AutoGPTQ said it before config.json did
+        raise quantized_elsewhere(folder)
+    return found
+
+
+def _no_config(folder: Path) -> CheckpointError:
+    """Says what a folder is that is no checkpoint."""
+    if (folder / "adapter_config.json").is_file():
+        base = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+        model = base if isinstance(base, str) and base else "MODEL"
+        return CheckpointError(
+            f"'{folder}' is an adapter, not a model", f"use it with --model {model} --adapter {folder}"
+        )
+    if files := sorted(folder.glob("*.gguf")):
+        return CheckpointError(
+            f"'{folder}' holds GGUF files and no config.json", f"give one file: {files[0]}"
+        )
+    return CheckpointError(
+        f"'{folder}' has no config.json, so it is not a checkpoint",
+        "give the folder that holds config.json and the weights",
+    )
+
+
+def quantized_elsewhere(folder: Path) -> CheckpointError:
+    """That GPTQ or AWQ wrote the weights."""
+    return CheckpointError(
+        f"'{folder}' holds weights quantized by GPTQ or AWQ, which are not read",
+        "take the checkpoint that it was made from, and quantize it here with `starcoder quantize`",
+    )
+
+
+def scheme_of(folder: Path) -> Scheme | None:
+    """How the weights of a folder are quantized by us; None: they are not.
+
+    Raises:
+        CheckpointError: config.json is broken, or says it in a way that this version does not know.
+    """
+    path = folder / "config.json"
+    entry = read_json(path).get(QUANTIZATION) if path.is_file() else None
+    if not isinstance(entry, dict) or entry.get("quant_method") != METHOD:
+        return None
+    scheme, version = entry.get("scheme"), entry.get("version")
+    if version != VERSION or scheme not in get_args(Scheme):
+        raise CheckpointError(
+            f"'{path}' says scheme {scheme!r} of layout version {version!r}, which this version cannot read",
+            "upgrade starcoder, or quantize the original checkpoint again",
+        )
+    return "int4" if scheme == "int4" else "int8"
 
 
 def first_line(error: Exception) -> str:

@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from starcoder.checkpoint.files import read_json
+from starcoder.checkpoint.files import scheme_of
 from starcoder.checkpoint.hub import resolve
-from starcoder.checkpoint.packed import scheme_of
 from starcoder.checkpoint.reader import load
 from starcoder.config import ModelConfig
 from starcoder.errors import CheckpointError, ConfigError, MissingExtraError
-from starcoder.files import replace_atomically
+from starcoder.files import read_json, replace_atomically
 from starcoder.model import Transformer
 from starcoder.tokenizer import Tokenizer
 
@@ -147,7 +146,7 @@ def _tensors(network: Transformer) -> Iterator[_Tensor]:
             parts, names = (parameter,), [theirs]
         for part_name, part in zip(names, parts, strict=True):
             yield _Tensor(f"{part_name}.{kind}", part, is_linear)
-            if is_linear and not config.bias:  # llama.cpp does not load without
+            if is_linear and not config.has_qkv_bias:  # llama.cpp does not load without
                 yield _Tensor(f"{part_name}.bias", torch.zeros(len(part)), is_linear=False)
 
 

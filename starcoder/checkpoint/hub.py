@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from starcoder.checkpoint.files import first_line, weight_files
+from starcoder.checkpoint.files import first_line, read_config, weight_files
 from starcoder.errors import CheckpointError
 from starcoder.files import MODEL_FILES, bundled
 
@@ -23,12 +23,12 @@ def resolve(model: str | Path | None) -> Path:
     otherwise what is missing is downloaded, and an interrupted download goes on where it stopped.
 
     Raises:
-        CheckpointError: no such folder or repository, a gated repository, or no network.
+        CheckpointError: no such folder or repository, a gated repository, no network, or the folder is no
+            checkpoint that runs here.
     """
-    folder = _local(model)
-    if folder is not None:
-        return folder
-    return _cached(str(model)) or _download(str(model))
+    folder = _local(model) or _cached(str(model)) or _download(str(model))
+    read_config(folder)  # before any other file is missed: it says what else a folder may be
+    return folder
 
 
 def resolve_config(model: str | Path | None) -> Path:

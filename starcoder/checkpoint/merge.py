@@ -13,13 +13,12 @@ import torch
 from torch import Tensor
 
 from starcoder.checkpoint.adapter import load_adapter
-from starcoder.checkpoint.files import read_json
+from starcoder.checkpoint.files import scheme_of
 from starcoder.checkpoint.hub import BUNDLED, resolve, resolve_adapter
-from starcoder.checkpoint.packed import scheme_of
 from starcoder.checkpoint.reader import load, unmergeable
 from starcoder.checkpoint.writer import require_free, save
 from starcoder.errors import CheckpointError, ConfigError
-from starcoder.files import copy_model_files, replace_atomically
+from starcoder.files import copy_model_files, read_json, replace_atomically
 from starcoder.model import Transformer, causal
 
 _CHECKED_TOKENS = 64
@@ -151,9 +150,7 @@ def _logits(network: Transformer) -> Tensor:
 
 def _write(network: Transformer, output: Path, base: Path, texts: Path, card: str) -> None:
     with replace_atomically(output) as part:
-        # The base's words, but for the vocabulary: it may have grown.
-        config = read_json(base / "config.json") | {"vocab_size": network.config.vocab_size}
-        save(network, part, extra_config=config)
+        save(network, part, extra_config=read_json(base / "config.json"))
         # The base's first: an adapter may hold some of these files only.
         for source in dict.fromkeys((base, texts)):
             copy_model_files(source, part)

@@ -7,41 +7,28 @@ describes the files for other readers.
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from starcoder.checkpoint.files import DOWNLOAD_AGAIN, map_tensors, read_json, weight_files
+from starcoder.checkpoint.files import (
+    DOWNLOAD_AGAIN,
+    METHOD,
+    QUANTIZATION,
+    VERSION,
+    map_tensors,
+    weight_files,
+)
 from starcoder.errors import CheckpointError
+from starcoder.files import read_json
 from starcoder.kernels.memory import read_in_large_pages
 from starcoder.model import Transformer
 from starcoder.quantize import QuantizedEmbedding, QuantizedLinear, Scheme, expect
 
-ENTRY = "quantization_config"  # of config.json
-_METHOD, _VERSION = "starcoder", 2
 _ALIGNMENT = 64  # bytes of a cache line: so much the kernels read at once
 _TYPE_NAMES = {torch.uint8: "U8", torch.float32: "F32"}
 _QUANTIZE_AGAIN = "quantize the original checkpoint again"
-
-
-def scheme_of(folder: Path) -> Scheme | None:
-    """How the weights of a folder are quantized by us; None: they are not.
-
-    Raises:
-        CheckpointError: config.json is broken, or says it in a way that this version does not know.
-    """
-    path = folder / "config.json"
-    entry = read_json(path).get(ENTRY) if path.is_file() else None
-    if not isinstance(entry, dict) or entry.get("quant_method") != _METHOD:
-        return None
-    scheme, version = entry.get("scheme"), entry.get("version")
-    if version != _VERSION or scheme not in get_args(Scheme):
-        raise CheckpointError(
-            f"'{path}' says scheme {scheme!r} of layout version {version!r}, which this version cannot read",
-            f"upgrade starcoder, or {_QUANTIZE_AGAIN}",
-        )
-    return "int4" if scheme == "int4" else "int8"
 
 
 def scheme_in(model: Transformer) -> Scheme | None:
@@ -60,8 +47,8 @@ def entry_of(model: Transformer) -> dict[str, object]:
     assert isinstance(qkv, QuantizedLinear), "all linear layers are quantized or none"
     matrices["blocks"] = {"scheme": qkv.packed.scheme, "group_size": qkv.packed.group_size}
     return {
-        "quant_method": _METHOD,
-        "version": _VERSION,
+        "quant_method": METHOD,
+        "version": VERSION,
         "scheme": scheme_in(model),
         "matrices": matrices,
     }
@@ -116,7 +103,7 @@ def _stored(network: Transformer) -> dict[str, Tensor]:
 
 
 def _check_groups(network: Transformer, folder: Path) -> None:
-    entry = read_json(folder / "config.json")[ENTRY]
+    entry = read_json(folder / "config.json")[QUANTIZATION]
     ours, theirs = entry_of(network)["matrices"], entry.get("matrices")
     if theirs != ours:
         raise CheckpointError(

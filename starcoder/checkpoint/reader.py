@@ -1,6 +1,8 @@
 """Checkpoint folder -> `Transformer`, tensor by tensor, without ever holding the weights twice."""
 
+import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -8,7 +10,15 @@ from torch import Tensor
 
 from starcoder.checkpoint import packed
 from starcoder.checkpoint.adapter import load_adapter
-from starcoder.checkpoint.files import DOWNLOAD_AGAIN, first_line, map_tensors, read_json, weight_files
+from starcoder.checkpoint.files import (
+    DOWNLOAD_AGAIN,
+    first_line,
+    map_tensors,
+    quantized_elsewhere,
+    read_config,
+    scheme_of,
+    weight_files,
+)
 from starcoder.checkpoint.hub import resolve, resolve_adapter
 from starcoder.checkpoint.names import (
     EMBEDDING,
@@ -34,8 +44,11 @@ from starcoder.quantize import (
     Scheme,
     expect,
     quantize_with_error,
+    require_finite,
 )
 from starcoder.quantize import quantize as round_weights
+
+log = logging.getLogger(__name__)
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -72,25 +85,22 @@ def load(
     """
     target = _usable(device)
     folder = resolve(model)
-    network = _empty(folder)
-    stored = packed.scheme_of(folder)
-    if adapter is not None:
-        if stored is not None:
+    if (stored := scheme_of(folder)) is not None:
+        if adapter is not None:
             raise unmergeable(model, stored)
-        _fill_adapted(network, folder, resolve_adapter(adapter), quantize, target, dtype)
+        if quantize not in (None, stored):
+            raise _quantized_already(model, stored)
+        network = _empty(read_config(folder))
+        packed.read(network, folder, stored, device=target, dtype=_float_dtype(target, dtype))
         return network.eval()
-    if stored is None and quantize is None:
-        _fill(network, folder, target, dtype)
-        return network.eval()
-    floats = _float_dtype(target, dtype)
-    if stored is None:
-        assert quantize is not None, "one of the two is given"
-        _quantize(network, folder, quantize, "search", target, floats)
-    elif quantize not in (None, stored):
-        raise _quantized_already(model, stored)
+    weights = _Weights(folder)
+    if adapter is not None:
+        _fill_adapted(weights, resolve_adapter(adapter), quantize, target, dtype)
+    elif quantize is None:
+        _fill(weights, target, dtype)
     else:
-        packed.read(network, folder, stored, device=target, dtype=floats)
-    return network.eval()
+        _quantize(weights, quantize, "search", target, _float_dtype(target, dtype))
+    return weights.network.eval()
 
 
 def quantize(model: str | Path, scheme: Scheme, *, method: Method = "search") -> tuple[Transformer, Report]:
@@ -101,17 +111,18 @@ def quantize(model: str | Path, scheme: Scheme, *, method: Method = "search") ->
         ConfigError: the checkpoint is quantized already.
     """
     folder = resolve(model)
-    stored = packed.scheme_of(folder)
+    stored = scheme_of(folder)
     if stored is not None:
         raise _quantized_already(model, stored)
-    network = _empty(folder)
+    weights = _Weights(folder)
     layers: list[LayerReport] = []
 
     def note(name: str, matrix: Packed, error: float) -> None:
         size = matrix.size_bytes
         layers.append(LayerReport(name, matrix.scheme, matrix.columns, matrix.inputs, size, error))
 
-    _quantize(network, folder, scheme, method, torch.device("cpu"), torch.float32, note)
+    _quantize(weights, scheme, method, torch.device("cpu"), torch.float32, note)
+    network = weights.network
     floats = sum(parameter.nbytes for parameter in network.parameters())
     size_bytes = floats + sum(layer.size_bytes for layer in layers)
     return network.eval(), Report(tuple(layers), network.config.num_parameters, size_bytes)
@@ -132,8 +143,7 @@ def _quantized_already(model: str | Path, stored: Scheme) -> ConfigError:
     )
 
 
-def _empty(folder: Path) -> Transformer:
-    config = read_config(folder)
+def _empty(config: ModelConfig) -> Transformer:
     with torch.device("meta"):
         return Transformer(config)
 
@@ -142,9 +152,9 @@ def _shapes(network: Transformer) -> dict[str, torch.Size]:
     return {name: parameter.shape for name, parameter in network.named_parameters()}
 
 
-def _fill(network: Transformer, folder: Path, device: torch.device, dtype: torch.dtype | None) -> None:
+def _fill(weights: "_Weights", device: torch.device, dtype: torch.dtype | None) -> None:
+    network = weights.network
     shapes = _shapes(network)
-    weights = _Weights(folder, network.config, list(shapes))
     state = {name: weights.take(name, shape, device, dtype) for name, shape in shapes.items()}
     if network.config.tied_embeddings:
         state[HEAD] = state[EMBEDDING]
@@ -153,15 +163,15 @@ def _fill(network: Transformer, folder: Path, device: torch.device, dtype: torch
 
 
 def _fill_adapted(
-    network: Transformer,
-    folder: Path,
+    weights: "_Weights",
     adapter: Path,
     scheme: Scheme | None,
     device: torch.device,
     dtype: torch.dtype | None,
 ) -> None:
     floats = dtype if scheme is None else _float_dtype(device, dtype)
-    _fill(network, folder, device, None if scheme else dtype)
+    _fill(weights, device, None if scheme else dtype)
+    network = weights.network
     load_adapter(network, adapter).merge()
     if scheme is not None:
         round_weights(network, scheme)
@@ -170,17 +180,16 @@ def _fill_adapted(
 
 
 def _quantize(
-    network: Transformer,
-    folder: Path,
+    weights: "_Weights",
     scheme: Scheme,
     method: Method,
     device: torch.device,
     dtype: torch.dtype,
     note: Callable[[str, Packed, float], None] | None = None,
 ) -> None:
-    """Fill `network` with packed matrices; `note` sees each and its error."""
+    """Fill the network with packed matrices; `note` sees each and its error."""
+    network = weights.network
     shapes = _shapes(network)
-    weights = _Weights(folder, network.config, list(shapes))
     expect(network, scheme)
     state: dict[str, Tensor] = {}
     for name, shape in shapes.items():
@@ -191,6 +200,7 @@ def _quantize(
             continue
         weight, wanted = weights.once(name, shape).to(device), module.packed
         matrix, error = quantize_with_error(weight, wanted.scheme, wanted.group_size, method, weights.arena)
+        require_finite(module_name, error)
         state |= {f"{module_name}.data": matrix.data, f"{module_name}.scales": matrix.scales}
         if note is not None:
             note(module_name, matrix, error)
@@ -217,54 +227,43 @@ def _usable(device: str | torch.device) -> torch.device:
         raise ConfigError(f"device {str(device)!r} cannot be used: {first_line(error)}", hint) from None
 
 
-def read_config(folder: Path) -> ModelConfig:
-    """The numbers in `folder`'s config.json.
-
-    Raises:
-        CheckpointError: it is missing, not JSON, or not of these families.
-    """
-    path = folder / "config.json"
-    if not path.is_file():
-        raise CheckpointError(
-            f"'{folder}' has no config.json, so it is not a checkpoint",
-            "give the folder that holds config.json and the weights",
-        )
-    config = read_json(path)
-    if packed.scheme_of(folder) is not None:
-        del config[packed.ENTRY]
-    try:
-        return ModelConfig.from_hf(config)
-    except CheckpointError as error:
-        found = error.message.removeprefix("config.json ")
-        raise CheckpointError(f"'{path}' {found}", error.hint) from None
-
-
 class _Weights:
-    """The tensors of a checkpoint folder, to be taken by our names."""
+    """The tensors of a checkpoint folder, to be taken by our names, and the network that they are for."""
 
-    def __init__(self, folder: Path, config: ModelConfig, our_names: list[str]):
-        self._config = config
+    def __init__(self, folder: Path):
+        self._config = read_config(folder)
         self._tensors: dict[str, Tensor] = {}  # by their name without prefix; mapped, so nearly free
         self._origins: dict[str, tuple[Path, str]] = {}  # the same -> file and full name
         for path in weight_files(folder):
             for full_name, tensor in map_tensors(path).items():
-                name = without_prefix(config, full_name)
+                name = without_prefix(self._config, full_name)
                 self._tensors[name], self._origins[name] = tensor, (path, full_name)
-        if config.tied_embeddings:
-            self._drop_head()
-        self._check_names(folder, our_names)
-        self._own_dtype = self._tensors[their_names(config, EMBEDDING)[0]].dtype
+        if any(name.endswith(".qweight") for name in self._tensors):
+            raise quantized_elsewhere(folder)
+        if self._config.tied_embeddings:
+            self._settle_head(folder)
+        self.network = _empty(self._config)
+        self._check_names(folder, list(_shapes(self.network)))
+        self._own_dtype = self._tensors[their_names(self._config, EMBEDDING)[0]].dtype
         self.arena = Arena()  # for what does not stay mapped
         self._waiting: dict[str, Tensor] = {}
         self._waiting_file, self._waiting_bytes = folder, 0
 
-    def _drop_head(self) -> None:
-        """Some writers of tied weights keep both names, some the head's alone."""
+    def _settle_head(self, folder: Path) -> None:
+        """Some writers of tied weights keep both names, some the head's alone; two that differ are both kept.
+
+        transformers 5 keeps a head that differs as well, whatever config.json says.
+        """
         (embedding,), (head,) = their_names(self._config, EMBEDDING), their_names(self._config, HEAD)
-        if head in self._tensors:
-            tensor, origin = self._tensors.pop(head), self._origins.pop(head)
-            self._tensors.setdefault(embedding, tensor)
-            self._origins.setdefault(embedding, origin)
+        if head not in self._tensors:
+            return
+        if embedding in self._tensors and not torch.equal(self._tensors[embedding], self._tensors[head]):
+            log.warning("%s ties head and embedding, but stores two that differ: both are kept", folder)
+            self._config = replace(self._config, tied_embeddings=False)
+            return
+        tensor, origin = self._tensors.pop(head), self._origins.pop(head)
+        self._tensors.setdefault(embedding, tensor)
+        self._origins.setdefault(embedding, origin)
 
     def _check_names(self, folder: Path, our_names: list[str]) -> None:
         wanted = {theirs for name in our_names for theirs in their_names(self._config, name)}
@@ -272,7 +271,13 @@ class _Weights:
         if missing:
             name = with_prefix(self._config, missing[0])
             more = f" (and {len(missing) - 1} more)" if missing[1:] else ""
-            raise CheckpointError(f"checkpoint '{folder}' has no tensor {name!r}{more}", DOWNLOAD_AGAIN)
+            hint = DOWNLOAD_AGAIN
+            if len(missing) == len(wanted) and self._tensors:
+                _, stored = self._origins[min(self._tensors)]
+                hint = f"the weights are of another model, or have other names, such as {stored!r}"
+            elif any(".lora_" in name or ".base_layer." in name for name in self._tensors):
+                hint = "an adapter was saved with its model and not merged; merge it with PEFT first"
+            raise CheckpointError(f"checkpoint '{folder}' has no tensor {name!r}{more}", hint)
         foreign = sorted(name for name in self._tensors.keys() - wanted if not is_computed(name))
         if foreign:
             path, name = self._origins[foreign[0]]

@@ -1,22 +1,26 @@
 """`Transformer` -> checkpoint folder: one that transformers loads, or our own layout if it is quantized."""
 
+import errno
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from starcoder.checkpoint import packed
-from starcoder.checkpoint.files import read_json
+from starcoder.checkpoint.files import QUANTIZATION, read_config
 from starcoder.checkpoint.hub import resolve
 from starcoder.checkpoint.names import is_interleaved, their_names, their_rows, with_prefix
 from starcoder.checkpoint.reader import quantize
 from starcoder.errors import ConfigError
-from starcoder.files import copy_model_files, replace_atomically
+from starcoder.files import copy_model_files, read_json, replace_atomically, require_space
 from starcoder.model import Transformer
+from starcoder.plan import weight_bytes
 from starcoder.quantize import Method, Report, Scheme
 
 # A shard is in memory twice while it is written.
@@ -32,20 +36,28 @@ def save(
 ) -> None:
     """Write config.json and safetensors, several above `max_shard_bytes`; makes `folder` if needed.
 
-    `extra_config` adds to config.json or overrides it, for example `eos_token_id`, which is 0 otherwise.
-    Every file is written beside its place and moved there when all are complete, so a failure leaves
+    `extra_config` adds to config.json or overrides it, for example `eos_token_id`, which is 0 otherwise; the
+    size of the vocabulary and whether the head is tied are always the model's.
+    Every file is written under another name and renamed when all are complete, so a failure leaves
     what was there before; weights of an earlier save that this one does not replace are removed.
     A quantized network becomes a folder of one file in our own layout, which only this package reads.
+
+    Raises:
+        ConfigError: the disk has no room.
+        OSError: as from writing.
     """
+    stored = {id(tensor): tensor.nbytes for tensor in (*model.parameters(), *model.buffers())}
+    require_space(folder, sum(stored.values()))
     folder.mkdir(parents=True, exist_ok=True)
-    config = model.config.to_hf() | {"dtype": str(model.norm.weight.dtype).removeprefix("torch.")}
-    config |= dict(extra_config or {})
+    own = model.config.to_hf()
+    config = own | {"dtype": str(model.norm.weight.dtype).removeprefix("torch.")} | dict(extra_config or {})
+    config |= {key: own[key] for key in ("vocab_size", "tie_word_embeddings")}
     with _Replacement(folder) as replacement:
         if packed.scheme_in(model) is None:
             _write_weights(model, replacement, max_shard_bytes)
         else:
             packed.write(model, replacement.path("model.safetensors"))
-            config[packed.ENTRY] = packed.entry_of(model)
+            config[QUANTIZATION] = packed.entry_of(model)
         replacement.write_json("config.json", config)
     replacement.remove_earlier()
 
@@ -61,6 +73,7 @@ def quantize_folder(
     """
     require_free(output)
     folder = resolve(model)
+    require_space(output, weight_bytes(read_config(folder), scheme))
     network, report = quantize(folder, scheme, method=method)
     with replace_atomically(output) as part:
         save(network, part, extra_config=read_json(folder / "config.json"))
@@ -106,12 +119,20 @@ def _write_weights(model: Transformer, replacement: _Replacement, max_shard_byte
             f"model-{number:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1 else "model.safetensors"
         )
         tensors = {theirs: tensor for name in names for theirs, tensor in _their_tensors(model, name)}
-        save_file(tensors, replacement.path(file), metadata={"format": "pt"})
+        _save_file(tensors, replacement.path(file))
         weight_map |= dict.fromkeys(tensors, file)
     if len(shards) > 1:
         metadata = {"total_size": sum(parameter.nbytes for parameter in model.parameters())}
         index = {"metadata": metadata, "weight_map": weight_map}
         replacement.write_json("model.safetensors.index.json", index)
+
+
+def _save_file(tensors: dict[str, Tensor], path: Path) -> None:
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:  # the library has no OSError
+        number = errno.ENOSPC if "No space left" in str(error) else errno.EIO
+        raise OSError(number, os.strerror(number), str(path)) from None
 
 
 def _plan_shards(model: Transformer, max_shard_bytes: int) -> Iterator[list[str]]:

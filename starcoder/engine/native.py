@@ -40,7 +40,8 @@ class NativeRunner:
                 "the native kernels are not built (see starcoder doctor); torch runs, several times slower"
             )
             return False
-        if not _is_plain(cache.pools[0]):
+        config = model.config
+        if not _is_plain(cache.pools[0]) or config.has_rms_norm or config.is_gated or config.rope_scaling:
             return False
         modules = [module for module in model.modules() if not list(module.children())]
         readable = all(isinstance(module, _QUANTIZED) or type(module) in _FLOATS for module in modules)

@@ -43,8 +43,8 @@ def flops_per_token(model: Transformer) -> float:
     """Operations of a forward and a backward pass: frozen matrices need no gradients of their own."""
     config = model.config
     D, F = config.hidden_size, config.intermediate_size
-    qkv = (config.num_heads + 2 * config.num_kv_heads) * config.head_size
-    matrices = config.num_layers * D * (qkv + D + 2 * F) + config.vocab_size * D
+    block = config.qkv_size + config.attention_size + config.up_size + F
+    matrices = config.num_layers * D * block + config.vocab_size * D
     if model.norm.weight.requires_grad:
         return 6.0 * matrices
     return 4.0 * matrices + 6.0 * sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.hooks import RemovableHandle
@@ -116,19 +115,15 @@ def _watch(block: Block, keeper: _Keeper) -> list[RemovableHandle]:
             sources.append(args[0].detach())
 
     def normed(norm: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
-        assert isinstance(norm, nn.LayerNorm), "as blocks have them"
         if sources:
-            keeper.know(out, sources.pop(), _Norm(norm))
+            keeper.know(out, sources.pop(), norm.forward)  # without its hooks
 
     def went_up(up: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
         into(up, (out,))
 
     def goes_down(down: nn.Module, args: tuple[Tensor, ...]) -> None:
         if sources:
-            keeper.know(args[0], sources.pop(), activate)
-
-    def activate(x: Tensor) -> Tensor:
-        return F.gelu(x, approximate=block.feed_forward.approximate)
+            keeper.know(args[0], sources.pop(), block.feed_forward.activate)
 
     norms = [block.norm1, block.norm2]
     return [
@@ -137,14 +132,3 @@ def _watch(block: Block, keeper: _Keeper) -> list[RemovableHandle]:
         block.feed_forward.up.register_forward_hook(went_up),
         block.feed_forward.down.register_forward_pre_hook(goes_down),
     ]
-
-
-@dataclass(frozen=True, slots=True)
-class _Norm:
-    """The norm without its hooks."""
-
-    norm: nn.LayerNorm
-
-    def __call__(self, x: Tensor) -> Tensor:
-        norm = self.norm
-        return F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)

@@ -144,8 +144,8 @@ def _kept_bytes(config: ModelConfig, setup: Setup) -> int:
     D, F = config.hidden_size, config.intermediate_size
     N, K, H = config.num_heads, config.num_kv_heads, config.head_size
     # Queries, keys and values, attended in documents and together, before GELU, softmax's sums.
-    values = (N + 2 * K) * H + 2 * D + F + N
-    if config.family == "starcoder2":
+    values = (N + 2 * K) * H + 2 * D + config.up_size + N
+    if config.family != "gpt_bigcode":
         values += (N + K) * H  # rotated; what they were is in one tensor with the values
     if setup.method != "full":
         values += setup.rank * len(_linears(config))
@@ -154,7 +154,7 @@ def _kept_bytes(config: ModelConfig, setup: Setup) -> int:
         values += 2 * D + F  # what comes out of norms and GELU is kept as well
     if setup.precision == "float32":
         return 4 * (residual + values)
-    if config.family == "starcoder2" and setup.method != "full":
+    if config.family != "gpt_bigcode" and setup.method != "full":
         values += 2 * D  # each of three adapters casts its own input
     return 4 * residual + 2 * values
 
@@ -220,8 +220,10 @@ def _cast_bytes(config: ModelConfig, setup: Setup) -> int:
 def _linears(config: ModelConfig) -> list[tuple[int, int]]:
     """(columns, inputs) of a block's linear layers, as adapters see them."""
     D, F, kv = config.hidden_size, config.intermediate_size, config.num_kv_heads * config.head_size
-    qkv = [(D, D), (kv, D), (kv, D)] if config.family == "starcoder2" else [(D + 2 * kv, D)]
-    return [*qkv, (D, D), (F, D), (D, F)]
+    A = config.attention_size
+    qkv = [(A, D), (kv, D), (kv, D)] if config.family != "gpt_bigcode" else [(A + 2 * kv, D)]
+    up = [(F, D), (F, D)] if config.is_gated else [(F, D)]
+    return [*qkv, (D, A), *up, (D, F)]
 
 
 def _base_bytes(config: ModelConfig, setup: Setup) -> int:

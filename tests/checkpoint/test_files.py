@@ -26,8 +26,8 @@ def test_config_is_not_json(folder, text):
 
 
 def test_wrong_family(folder):
-    (folder / "config.json").write_text('{"model_type": "llama"}')
-    assert_fails(folder, str(folder / "config.json"), "'llama'", "supported: gpt_bigcode")
+    (folder / "config.json").write_text('{"model_type": "gemma2"}')
+    assert_fails(folder, str(folder / "config.json"), "'gemma2'", "supported: gpt_bigcode")
 
 
 def test_no_weights(folder):

@@ -62,7 +62,7 @@ def test_f16_tensors_are_the_weights_rounded_once(variant, tmp_path):
     embed = found["token_embd.weight"]
     assert np.array_equal(embed, state["embed.weight"].half().float().numpy())
     assert ("output.weight" in found) is not model.config.tied_embeddings
-    for kind in ("weight", "bias") if model.config.bias else ("weight",):
+    for kind in ("weight", "bias") if model.config.has_qkv_bias else ("weight",):
         ours = state[f"blocks.1.attention.qkv.{kind}"]
         if model.config.family == "starcoder2":
             theirs = np.concatenate([found[f"blk.1.attn_{letter}.{kind}"] for letter in "qkv"])

@@ -32,7 +32,7 @@ GROUPED = ModelConfig(
 CONFIGS = {
     "multi-query": MULTI_QUERY,
     "one head each": replace(MULTI_QUERY, num_kv_heads=4),
-    "exact gelu, untied": replace(MULTI_QUERY, gelu_tanh=False, tied_embeddings=False),
+    "exact gelu, untied": replace(MULTI_QUERY, activation="gelu", tied_embeddings=False),
     "grouped, rotary": GROUPED,
     "window": replace(GROUPED, sliding_window=7),
     "window beyond a split": replace(GROUPED, sliding_window=150),
