@@ -135,8 +135,8 @@ def require_space(path: Path, size_bytes: int) -> None:
     folder = path.absolute()
     while not folder.exists():
         folder = folder.parent
-    free = shutil.disk_usage(folder).free
-    if free < size_bytes:
+    total, _, free = shutil.disk_usage(folder)
+    if total and free < size_bytes:  # /proc and the like have no size
         raise ConfigError(
             f"'{path}' takes {size_bytes / 1e6:,.0f} MB, and its disk has {free / 1e6:,.0f} MB left",
             "make room, or give a path on another disk",

@@ -1,10 +1,13 @@
 """Checkpoint folder -> GGUF file for llama.cpp and what builds on it, through the `gguf` package.
 
-Limits: llama.cpp computes the tanh GELU only, so a model with the exact one is refused; and it attends to
-the whole context where a Starcoder2 config asks for a sliding window, so longer texts come out differently.
+Limits: llama.cpp computes the tanh GELU only, also where the model has the exact one (Granite 20B and 34B):
+that is warned of. It attends to the whole context where a Starcoder2 config asks for a sliding window, so
+longer texts come out differently.
 Source: ggml-org/llama.cpp: docs of GGUF, gguf-py/gguf/constants.py (key and tensor names).
 """
 
+import logging
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +21,14 @@ from starcoder.checkpoint.hub import resolve
 from starcoder.checkpoint.reader import load
 from starcoder.config import ModelConfig
 from starcoder.errors import CheckpointError, ConfigError, MissingExtraError
-from starcoder.files import read_json, replace_atomically
+from starcoder.files import read_json, replace_atomically, require_space
 from starcoder.model import Transformer
 from starcoder.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     import gguf
+
+log = logging.getLogger(__name__)
 
 GgufType = Literal["f16", "q8_0", "q4_0"]
 
@@ -68,12 +73,13 @@ def export_gguf(model: str | Path | None, output: Path, *, type: GgufType = "f16
         )
     tokenizer, network = Tokenizer.load(folder), load(folder)
     _require_computable(network.config, folder)
+    tensors = list(_tensors(network))
+    kinds = {tensor.name: _kind(tensor, type) for tensor in tensors}
+    require_space(output, sum(_size_bytes(tensor, kinds[tensor.name]) for tensor in tensors))
     with replace_atomically(output) as part:
         writer = gguf.GGUFWriter(part, _ARCHITECTURES[network.config.family])
         _describe(writer, network.config, _name(model), type)
         _add_tokenizer(writer, folder, tokenizer, network.config)
-        tensors = list(_tensors(network))
-        kinds = {tensor.name: _kind(tensor, type) for tensor in tensors}
         for tensor in tensors:
             _announce(writer, tensor, kinds[tensor.name])
         writer.write_header_to_file()
@@ -95,11 +101,8 @@ def _library() -> Any:
 
 
 def _require_computable(config: ModelConfig, folder: Path) -> None:
-    if not config.gelu_tanh:
-        raise CheckpointError(
-            f"'{folder}' computes the exact GELU, and llama.cpp has only the tanh approximation for it",
-            "run it with starcoder",
-        )
+    if config.activation == "gelu":
+        log.warning("%s computes the exact GELU; llama.cpp computes its tanh approximation", folder)
 
 
 def _name(model: str | Path | None) -> str:
@@ -169,11 +172,12 @@ def _kind(tensor: _Tensor, wanted: GgufType) -> "gguf.GGMLQuantizationType":
 def _announce(writer: "gguf.GGUFWriter", tensor: _Tensor, kind: "gguf.GGMLQuantizationType") -> None:
     gguf = _library()
     shape = gguf.quants.quant_shape_to_byte_shape(tuple(tensor.values.shape), kind)
-    size_bytes = 1
-    for count in shape:
-        size_bytes *= count
     dtype = torch.empty(0, dtype=torch.uint8).numpy().dtype
-    writer.add_tensor_info(tensor.name, shape, dtype, size_bytes, raw_dtype=kind)
+    writer.add_tensor_info(tensor.name, shape, dtype, math.prod(shape), raw_dtype=kind)
+
+
+def _size_bytes(tensor: _Tensor, kind: "gguf.GGMLQuantizationType") -> int:
+    return math.prod(_library().quants.quant_shape_to_byte_shape(tuple(tensor.values.shape), kind))
 
 
 def _add_tokenizer(

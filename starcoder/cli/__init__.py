@@ -5,6 +5,7 @@ Nothing here imports torch before a verb that needs it runs.
 """
 
 import ast
+import errno
 import os
 import re
 import sys
@@ -39,6 +40,8 @@ def main(arguments: Sequence[str]) -> int:
     Raises:
         KeyboardInterrupt: the caller says what is to become of the process.
     """
+    if sys.stdout is None or sys.stderr is None:
+        return _without_streams()
     for stream in (sys.stdout, sys.stderr):
         # Source code is UTF-8 whatever the locale says, and a CRLF file's lines stay CRLF.
         stream.reconfigure(encoding="utf-8", errors="backslashreplace", newline="")  # type: ignore[union-attr]
@@ -51,9 +54,37 @@ def main(arguments: Sequence[str]) -> int:
         return error.exit_code
     except BrokenPipeError:
         # Python flushes stdout once more at exit; let that go nowhere instead of failing again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _forget_stdout()
         return _BROKEN_PIPE
+    except OSError as error:
+        name = f": '{error.filename}'" if error.filename is not None else ""
+        sys.stderr.write(f"error: {_one_line(error.strerror or str(error))}{name}\nhint: {_remedy(error)}\n")
+        _forget_stdout()
+        return 1
     return 0
+
+
+def _forget_stdout() -> None:
+    """What could not be written is not tried again, as Python would at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _remedy(error: OSError) -> str:
+    """What to do about an error of the operating system; numpy's writes have no number of it."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT) or (error.errno is None and "written" in str(error)):
+        return "make room on the disk, or write to another one; nothing was left half-written"
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return "raise the limit of open files, for example with `ulimit -n 4096`"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "check the permissions, or give a path that you may write to"
+    return "check that the path exists and that its disk works"
+
+
+def _without_streams() -> int:
+    """A shell closed stdout or stderr (`>&-`)."""
+    if sys.stderr is not None:
+        sys.stderr.write("error: stdout is closed\nhint: send it to a file, or to /dev/null\n")
+    return 1
 
 
 def build(verbs: Sequence[str] = VERBS) -> App:

@@ -87,7 +87,7 @@ class Network:
             positions=native.Linear() if model.positions is None else _linear(model.positions),
             head=_linear(model.head),
             norm_weight=_address(model.norm.weight),
-            norm_bias=_address(model.norm.bias),
+            norm_bias=_bias(model.norm),
             blocks=blocks,
         )
 
@@ -97,9 +97,9 @@ def _block(block: nn.Module) -> native.Block:
     attention, feed_forward = block.attention, block.feed_forward
     return native.Block(
         norm1_weight=_address(block.norm1.weight),
-        norm1_bias=_address(block.norm1.bias),
+        norm1_bias=_bias(block.norm1),
         norm2_weight=_address(block.norm2.weight),
-        norm2_bias=_address(block.norm2.bias),
+        norm2_bias=_bias(block.norm2),
         qkv=_linear(attention.qkv),
         out=_linear(attention.out),
         up=_linear(feed_forward.up),
@@ -114,6 +114,11 @@ def _linear(module: nn.Module) -> native.Linear:
         return as_native(module.packed, bias)
     assert isinstance(module, nn.Linear | nn.Embedding)
     return as_native(module.weight, bias)
+
+
+def _bias(norm: nn.Module) -> int | None:
+    """None: RMSNorm has none."""
+    return _address(norm.bias) if isinstance(norm, nn.LayerNorm) else None
 
 
 def _address(values: Tensor) -> int:
