@@ -36,7 +36,7 @@ CONFIGS = {
     "grouped, rotary": GROUPED,
     "window": replace(GROUPED, sliding_window=7),
     "window beyond a split": replace(GROUPED, sliding_window=150),
-    "no bias": replace(GROUPED, bias=False),
+    "no bias": replace(GROUPED, has_qkv_bias=False, has_out_bias=False, has_mlp_bias=False),
     "odd sizes": replace(MULTI_QUERY, hidden_size=60, intermediate_size=50, num_heads=5),
 }
 BLOCK = 16
