@@ -92,10 +92,6 @@ class ModelConfig:
         return self.intermediate_size * (2 if self.is_gated else 1)
 
     @property
-    def gelu_tanh(self) -> bool:
-        return self.activation == "gelu_tanh"
-
-    @property
     def num_parameters(self) -> int:
         """Parameters stored, the tied head counted once."""
         D = self.hidden_size

@@ -4,6 +4,7 @@ From the numbers of `config.json` alone. It plans inference on a CPU with the na
 own share was measured on Linux.
 """
 
+import ctypes
 import os
 from collections.abc import Iterator
 from contextlib import suppress
@@ -128,11 +129,30 @@ def scratch_bytes(config: ModelConfig, weights: Weights, tokens: int, sequences:
 
 def machine_bytes() -> int:
     """Memory of this machine, or what a container's limit leaves of it."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory = _physical_bytes()
     for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         with suppress(OSError, ValueError):  # no such file, or the word "max"
             memory = min(memory, int(Path(limit).read_text("ascii")))
     return memory
+
+
+def _physical_bytes() -> int:
+    if hasattr(os, "sysconf"):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    status = _WindowsMemory(length=ctypes.sizeof(_WindowsMemory))
+    ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status))  # type: ignore[attr-defined]
+    return int(status.total)
+
+
+class _WindowsMemory(ctypes.Structure):
+    """Source: Windows' `MEMORYSTATUSEX` of sysinfoapi.h."""
+
+    _fields_ = [
+        ("length", ctypes.c_uint32),
+        ("load", ctypes.c_uint32),
+        ("total", ctypes.c_uint64),
+        ("others", ctypes.c_uint64 * 6),
+    ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ describes the files for other readers.
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from starcoder.checkpoint.files import (
 from starcoder.errors import CheckpointError
 from starcoder.files import read_json
 from starcoder.kernels.memory import read_in_large_pages
+from starcoder.kernels.ops import require_promise
 from starcoder.model import Transformer
 from starcoder.quantize import QuantizedEmbedding, QuantizedLinear, Scheme, expect
 
@@ -78,6 +80,10 @@ def read(
     _check(found, wanted, folder)
     if device.type == "cpu":
         read_in_large_pages(found.values())
+    for name, module in network.named_modules():
+        if isinstance(module, QuantizedLinear | QuantizedEmbedding) and f"{name}.data" in found:
+            matrix = replace(module.packed, data=found[f"{name}.data"], scales=found[f"{name}.scales"])
+            require_promise(matrix, name)
     state = {
         name: tensor.to(device, dtype if tensor.dtype == torch.float32 else tensor.dtype)
         for name, tensor in found.items()

@@ -4,7 +4,6 @@ This `Attend` is plain PyTorch, the same on every device. A native kernel takes 
 offering the same two methods, `copy` and `attend`.
 """
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +16,7 @@ from starcoder.engine.scheduler import Segment
 from starcoder.engine.settings import EngineSettings
 from starcoder.errors import ConfigError
 from starcoder.model import Attend, Transformer
+from starcoder.plan import machine_bytes
 
 
 class Cache:
@@ -160,10 +160,7 @@ def bytes_per_token(config: ModelConfig, dtype: torch.dtype) -> int:
 def default_cache_bytes(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> int:
     """Eight full contexts, or a quarter of the memory if that is less, but one context at least."""
     context = config.max_positions * bytes_per_token(config, dtype)
-    if device.type == "cuda":
-        memory = torch.cuda.mem_get_info(device)[0]
-    else:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else machine_bytes()
     return max(context, min(8 * context, memory // 4))
 
 

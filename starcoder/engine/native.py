@@ -7,14 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from starcoder.config import ModelConfig
 from starcoder.engine.cache import Cache
 from starcoder.engine.runner import Logits, wanted_rows
 from starcoder.engine.scheduler import Segment
 from starcoder.kernels import native
 from starcoder.kernels.ops import as_native
 from starcoder.kernels.step import NativeSegment, NativeStep
-from starcoder.model import Block, Transformer
+from starcoder.model import Block, Transformer, rotary_frequencies
 from starcoder.quantize import QuantizedEmbedding, QuantizedLinear
 
 log = logging.getLogger(__name__)
@@ -40,8 +39,7 @@ class NativeRunner:
                 "the native kernels are not built (see starcoder doctor); torch runs, several times slower"
             )
             return False
-        config = model.config
-        if not _is_plain(cache.pools[0]) or config.has_rms_norm or config.is_gated or config.rope_scaling:
+        if not _is_plain(cache.pools[0]):
             return False
         modules = [module for module in model.modules() if not list(module.children())]
         readable = all(isinstance(module, _QUANTIZED) or type(module) in _FLOATS for module in modules)
@@ -57,7 +55,7 @@ class NativeRunner:
 
 
 _QUANTIZED = QuantizedLinear, QuantizedEmbedding
-_FLOATS = nn.Linear, nn.Embedding, nn.LayerNorm
+_FLOATS = nn.Linear, nn.Embedding, nn.LayerNorm, nn.RMSNorm
 
 
 def _is_plain(tensor: Tensor) -> bool:
@@ -70,7 +68,7 @@ class Network:
     def __init__(self, model: Transformer):
         config = model.config
         self._model = model
-        self._frequencies = _frequencies(config)
+        self._frequencies = None if config.rope_theta is None else rotary_frequencies(config)
         blocks = (native.Block * config.num_layers)(*map(_block, model.blocks))
         self.description = native.Model(
             num_layers=config.num_layers,
@@ -80,8 +78,10 @@ class Network:
             num_kv_heads=config.num_kv_heads,
             head_size=config.head_size,
             window=config.sliding_window or 0,
-            gelu_tanh=config.gelu_tanh,
+            activation=native.ACTIVATIONS[config.activation],
+            is_gated=config.is_gated,
             norm_eps=config.norm_eps,
+            rotary_scale=config.rope_scaling.attention_factor if config.rope_scaling else 1.0,
             frequencies=None if self._frequencies is None else self._frequencies.data_ptr(),
             embed=_linear(model.embed),
             positions=native.Linear() if model.positions is None else _linear(model.positions),
@@ -100,6 +100,8 @@ def _block(block: nn.Module) -> native.Block:
         norm1_bias=_bias(block.norm1),
         norm2_weight=_address(block.norm2.weight),
         norm2_bias=_bias(block.norm2),
+        q_norm=None if attention.q_norm is None else _address(attention.q_norm.weight),
+        k_norm=None if attention.k_norm is None else _address(attention.k_norm.weight),
         qkv=_linear(attention.qkv),
         out=_linear(attention.out),
         up=_linear(feed_forward.up),
@@ -124,11 +126,3 @@ def _bias(norm: nn.Module) -> int | None:
 def _address(values: Tensor) -> int:
     assert values.dtype == torch.float32 and values.is_contiguous(), "`can_run` has looked"
     return values.data_ptr()
-
-
-def _frequencies(config: ModelConfig) -> Tensor | None:
-    """Rotary angles per position, (H / 2); None for learned positions."""
-    if config.rope_theta is None:
-        return None
-    exponents = torch.arange(0, config.head_size, 2, dtype=torch.float32) / config.head_size
-    return 1.0 / (config.rope_theta**exponents)

@@ -5,12 +5,15 @@ Nothing here needs torch. `csrc/starcoder.h` is the contract; the structures bel
 
 import ctypes
 import functools
+import hashlib
 from collections.abc import Iterator
 from ctypes import POINTER, Structure, c_char_p, c_double, c_float, c_int32, c_int64, c_void_p
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 FLOAT32, INT8, INT4 = 1, 2, 3  # kinds of weights
+ACTIVATIONS = {"gelu_tanh": 1, "gelu": 2, "silu": 3}
+_NO_MEMORY, _BAD_INDEX = -1, -2
 
 
 class Linear(Structure):
@@ -35,6 +38,8 @@ class Block(Structure):
         ("norm1_bias", c_void_p),
         ("norm2_weight", c_void_p),
         ("norm2_bias", c_void_p),
+        ("q_norm", c_void_p),
+        ("k_norm", c_void_p),
         ("qkv", Linear),
         ("out", Linear),
         ("up", Linear),
@@ -53,8 +58,10 @@ class Model(Structure):
         ("num_kv_heads", c_int32),
         ("head_size", c_int32),
         ("window", c_int32),
-        ("gelu_tanh", c_int32),
+        ("activation", c_int32),
+        ("is_gated", c_int32),
         ("norm_eps", c_float),
+        ("rotary_scale", c_float),
         ("frequencies", c_void_p),
         ("embed", Linear),
         ("positions", Linear),
@@ -73,6 +80,7 @@ class Step(Structure):
         ("num_segments", c_int32),
         ("num_rows", c_int32),
         ("block_size", c_int32),
+        ("num_blocks", c_int32),
         ("table_stride", c_int32),
         ("tokens", c_void_p),
         ("positions", c_void_p),
@@ -89,6 +97,26 @@ class Step(Structure):
     ]
 
 
+def abi_number() -> int:
+    """A number from the hash of the C header, which setup.py compiles into the library."""
+    header = (Path(__file__).parent / "csrc" / "starcoder.h").read_bytes().replace(b"\r\n", b"\n")
+    return int.from_bytes(hashlib.sha256(header).digest()[:4], "big") >> 1
+
+
+def check(status: int, what: str) -> None:
+    """Raise what the status of a native call means.
+
+    Raises:
+        MemoryError, IndexError, RuntimeError: as `starcoder.h` says of its statuses.
+    """
+    if status == _NO_MEMORY:
+        raise MemoryError(f"no memory for {what}")
+    if status == _BAD_INDEX:
+        raise IndexError(f"{what}: a token, position, row or block does not exist")
+    if status < 0:
+        raise RuntimeError(f"{what} failed in the native library")
+
+
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """The compiled kernels; None, and torch does the work, where they were not built from these sources."""
@@ -98,7 +126,7 @@ def library() -> ctypes.CDLL | None:
     if path is None:
         return None
     loaded = ctypes.CDLL(str(path))
-    if not hasattr(loaded, "sc_size") or loaded.sc_size() != ctypes.sizeof(Model) + ctypes.sizeof(Step):
+    if not hasattr(loaded, "sc_abi") or loaded.sc_abi() != abi_number():
         return None  # sources were updated and not built again: calling it would corrupt memory
     for name, result, arguments in _SIGNATURES:
         function = getattr(loaded, name)
@@ -115,7 +143,8 @@ _SIGNATURES: tuple[tuple[str, object, list[object]], ...] = (
         c_int32,
         [c_void_p, c_char_p, c_int32, POINTER(Linear), c_int32, c_void_p, c_void_p],
     ),
-    ("sc_lookup", None, [POINTER(Linear), c_int32, c_void_p, c_void_p]),
+    ("sc_keeps_promise", c_int32, [c_int32, POINTER(Linear)]),
+    ("sc_lookup", c_int32, [POINTER(Linear), c_int32, c_void_p, c_void_p]),
     ("sc_step", c_int32, [c_void_p, c_char_p, c_int32, POINTER(Model), POINTER(Step)]),
     (
         "sc_quantize",

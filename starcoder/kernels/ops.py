@@ -4,13 +4,14 @@ Registered with torch, so `torch.compile` and meta tensors see one operator with
 """
 
 import ctypes
-import functools
+import threading
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from starcoder.errors import CheckpointError
 from starcoder.kernels import native
 from starcoder.kernels.packed import COLUMNS, Packed, Scheme, dequantize, scales_of
 
@@ -56,7 +57,7 @@ def native_linear(
     if x.size(0) == 0:
         return out
     status = library.sc_linear(
-        _workspace().handle,
+        _workspace.get().handle,
         None if variant is None else variant.encode(),
         threads or torch.get_num_threads(),
         ctypes.byref(linear),
@@ -64,14 +65,49 @@ def native_linear(
         x.data_ptr(),
         out.data_ptr(),
     )
-    if status != 0:
-        raise MemoryError(f"no memory to multiply {x.size(0)} rows")
+    native.check(status, f"a product of {x.size(0)} rows")
     return out
 
 
-@functools.cache
-def _workspace() -> native.Workspace:
-    return native.Workspace()
+class _Workspaces(threading.local):
+    """One for each thread that multiplies, so that none waits for another."""
+
+    def __init__(self) -> None:
+        self._own: native.Workspace | None = None
+
+    def get(self) -> native.Workspace:
+        if self._own is None:
+            self._own = native.Workspace()
+        return self._own
+
+
+_workspace = _Workspaces()
+
+
+def require_promise(packed: Packed, name: str) -> None:
+    """Check that neighbours of int8 weights add up to at most 128 in size, as the AVX2 kernel needs.
+
+    Raises:
+        CheckpointError: they do not.
+    """
+    library = native.library()
+    if packed.scheme != "int8" or packed.data.device.type != "cpu":
+        return
+    if library is not None:
+        is_kept = library.sc_keeps_promise(torch.get_num_threads(), ctypes.byref(as_native(packed))) == 1
+    else:
+        pairs = packed.data.view(torch.int8).view(-1, 2)
+        is_kept = all(
+            int(part.sum(1, dtype=torch.int16).abs().max()) <= _PROMISED for part in pairs.split(1 << 24)
+        )
+    if not is_kept:
+        raise CheckpointError(
+            f"the int8 weights of {name!r} break the promise that two neighbours add up to at most 128",
+            "another program wrote them (see docs/quantization.md, Files); quantize the original again",
+        )
+
+
+_PROMISED = 128
 
 
 @torch.library.custom_op("starcoder::quantized_linear", mutates_args=())

@@ -41,8 +41,7 @@ def round_rows(
         ctypes.byref(wrong),
         ctypes.byref(total),
     )
-    if status != 0:
-        raise MemoryError(f"no memory to round {columns} columns")
+    native.check(status, f"rounding {columns} columns")
     return packed, wrong.value, total.value
 
 

@@ -36,6 +36,7 @@ class NativeStep:
         self._model, self._pools = network, (keys, values)
         self._step = native.Step(
             block_size=keys.size(2),
+            num_blocks=keys.size(1),
             keys=keys.data_ptr(),
             values=values.data_ptr(),
             layer_stride=keys.stride(0),
@@ -107,5 +108,4 @@ class NativeStep:
             ctypes.byref(self._model),
             ctypes.byref(step),
         )
-        if status != 0:
-            raise MemoryError(f"no memory for a step of {len(tokens)} tokens")
+        native.check(status, f"a step of {len(tokens)} tokens")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from starcoder.config import ModelConfig
+from starcoder.config import ModelConfig, RotaryScaling
 from starcoder.engine.native import Network
 from starcoder.kernels import native
 from starcoder.kernels.step import NativeSegment, NativeStep
@@ -29,6 +29,18 @@ GROUPED = ModelConfig(
     rope_theta=1e4,
     **SHARED,
 )
+LLAMA = replace(
+    GROUPED,
+    family="llama",
+    intermediate_size=100,
+    has_qkv_bias=False,
+    has_out_bias=False,
+    has_mlp_bias=False,
+    has_rms_norm=True,
+    is_gated=True,
+    activation="silu",
+)
+YARN = RotaryScaling(kind="yarn", factor=4.0, original_positions=64, low=1.0, high=32.0, attention_factor=1.1)
 CONFIGS = {
     "multi-query": MULTI_QUERY,
     "one head each": replace(MULTI_QUERY, num_kv_heads=4),
@@ -37,6 +49,11 @@ CONFIGS = {
     "window": replace(GROUPED, sliding_window=7),
     "window beyond a split": replace(GROUPED, sliding_window=150),
     "no bias": replace(GROUPED, has_qkv_bias=False, has_out_bias=False, has_mlp_bias=False),
+    "llama": LLAMA,
+    "wide heads, norms of queries and keys": replace(LLAMA, family="qwen3", head_dim=24, has_qk_norm=True),
+    "yarn, biases": replace(LLAMA, rope_scaling=YARN, has_qkv_bias=True, has_mlp_bias=True),
+    "gated gelu, odd sizes": replace(LLAMA, activation="gelu_tanh", intermediate_size=51, sliding_window=7),
+    "silu without gate": replace(LLAMA, is_gated=False),
     "odd sizes": replace(MULTI_QUERY, hidden_size=60, intermediate_size=50, num_heads=5),
 }
 BLOCK = 16
@@ -110,7 +127,9 @@ def test_chunks_batches_and_threads_change_no_bit(config, scheme):
 
 
 @pytest.mark.parametrize("scheme", ["int4", "int8"])
-@pytest.mark.parametrize("config", [MULTI_QUERY, GROUPED], ids=["learned positions", "rotary"])
+@pytest.mark.parametrize(
+    "config", [MULTI_QUERY, GROUPED, LLAMA], ids=["learned positions", "rotary", "llama"]
+)
 def test_a_quantized_step_equals_its_modules(config, scheme):
     """The same network through `QuantizedLinear.forward` and torch's attention.
 

@@ -27,7 +27,7 @@ struct Activations {
 struct Epilogue {
   float *y;          // [row][stride]
   int64_t stride;
-  int32_t gelu;      // 0 none, 1 tanh, 2 erf
+  int32_t activation;  // SC_LINEAR and so on
   bool add;          // y += instead of y =
 };
 
@@ -64,6 +64,8 @@ struct Kernels {
   void (*quantize)(const float *x, int32_t kind, int32_t inputs, const Activations *, int32_t row);
   void (*linear)(const ScLinear *, const Activations *, int32_t block, int32_t end, const Epilogue *, float *scratch);
   void (*norm)(const float *x, const float *weight, const float *bias, float eps, int32_t size, float *y);
+  // y = activation(gate) * up
+  void (*gate)(const float *gate, const float *up, int32_t activation, int32_t size, float *y);
   void (*attend)(const Queries *, int32_t split, const Partial *, float *scratch);
   // The scale that holds one group of weights.
   float (*fit)(const Rounding *, const float *x);

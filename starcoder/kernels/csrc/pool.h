@@ -1,15 +1,24 @@
-// One pool of threads for the process. They spin briefly between jobs, then sleep; no OpenMP, so torch's own
-// threads are never fought over a core for longer than a job lasts.
+// Pools of threads, one for each workspace. They spin briefly between jobs, then sleep; no OpenMP, so torch's own
+// threads are never fought over a core for longer than a job lasts. Where the system gives fewer threads than were asked
+// for, a job runs on those there are.
 #pragma once
 #include <atomic>
 #include <cstdint>
+#include <mutex>
 
+class Pool;
 class Team;
 using Work = void (*)(void *context, Team &team);
 
+Pool *new_pool();
+void delete_pool(Pool *);
 // Runs `work` on at most `threads` threads, the caller being thread 0; one job at a time. A thread that comes late,
-// because its core is busy with something else, is not waited for.
-void run_on_pool(int threads, Work work, void *context);
+// because its core is busy with something else, is not waited for. Null is a pool of the process.
+void run_on_pool(Pool *pool, int threads, Work work, void *context);
+// fork() waits until `call` is free, so that the child finds it free as well; its pool, whose threads are not in the
+// child, is replaced there.
+void watch_forks(std::mutex *call, Pool **pool);
+void forget_forks(std::mutex *call);
 int clamp_threads(int threads);
 
 struct Shared {  // where the threads of one job meet

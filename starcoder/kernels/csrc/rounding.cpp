@@ -1,4 +1,5 @@
 // Weights to integers: every group finds its scale, and blocks of 16 columns are packed as `starcoder.h` says.
+#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <new>
@@ -85,7 +86,7 @@ extern "C" int32_t sc_quantize(const char *isa, int32_t threads, const ScLinear 
   const std::vector<double> zeros(blocks);
   RoundingJob job{*kernels_named(isa), *to, {to->kind, to->group, num_factors, factors}, x, zeros, zeros,
                   std::vector<std::vector<float>>(threads, std::vector<float>(groups_of(*to)))};
-  run_on_pool(threads, [](void *context, Team &team) {
+  run_on_pool(nullptr, threads, [](void *context, Team &team) {
     RoundingJob &job = *(RoundingJob *)context;
     team.share(job.wrong.size(), 1, [&](int64_t block, int64_t) {
       for (int32_t column = 0; column < COLUMNS; column++) round_column(job, block, column, job.fitting[team.thread]);
@@ -93,7 +94,46 @@ extern "C" int32_t sc_quantize(const char *isa, int32_t threads, const ScLinear 
   }, &job);
   *wrong = *total = 0;
   for (int64_t block = 0; block < blocks; block++) *wrong += job.wrong[block], *total += job.total[block];
-  return 0;
+  return SC_OK;
 } catch (const std::bad_alloc &) {
-  return -1;
+  return SC_NO_MEMORY;
+} catch (...) {
+  return SC_FAILED;
+}
+
+namespace {
+
+constexpr int64_t CHECKED_BYTES = 1 << 20;
+
+struct Check {
+  const uint8_t *data;
+  int64_t size_bytes;
+  std::atomic<bool> is_broken;
+};
+
+// Neighbours are the two bytes of a 16-bit word; their sum is beyond 128 in size only where both have one sign.
+bool is_kept(const uint8_t *data, int64_t size_bytes) {
+  int16_t most = 0, least = 0;
+  for (int64_t i = 0; i < size_bytes; i += 2) {
+    const int16_t sum = (int16_t)((int8_t)data[i] + (int8_t)data[i + 1]);
+    most = sum > most ? sum : most, least = sum < least ? sum : least;
+  }
+  return most <= 128 && least >= -128;
+}
+
+}  // namespace
+
+extern "C" int32_t sc_keeps_promise(int32_t threads, const ScLinear *w) try {
+  const int64_t blocks = (w->columns + COLUMNS - 1) / COLUMNS;
+  Check check{(const uint8_t *)w->data, blocks * groups_of(*w) * w->group * COLUMNS, {false}};
+  run_on_pool(nullptr, threads, [](void *context, Team &team) {
+    Check &check = *(Check *)context;
+    team.share((check.size_bytes + CHECKED_BYTES - 1) / CHECKED_BYTES, 1, [&](int64_t piece, int64_t) {
+      const int64_t start = piece * CHECKED_BYTES, left = check.size_bytes - start;
+      if (!is_kept(check.data + start, left < CHECKED_BYTES ? left : CHECKED_BYTES)) check.is_broken = true;
+    });
+  }, &check);
+  return !check.is_broken;
+} catch (...) {
+  return SC_FAILED;
 }

@@ -17,6 +17,10 @@ extern "C" {
 #endif
 
 enum { SC_FLOAT32 = 1, SC_INT8 = 2, SC_INT4 = 3 };
+enum { SC_LINEAR = 0, SC_GELU_TANH = 1, SC_GELU = 2, SC_SILU = 3 };
+// What functions return: nothing is thrown across this interface. SC_BAD_INDEX: a token, position, row or block that the
+// model or the cache does not have; nothing was written.
+enum { SC_OK = 0, SC_NO_MEMORY = -1, SC_BAD_INDEX = -2, SC_FAILED = -3 };
 
 typedef struct {
   int32_t kind, columns, inputs, group;  // columns: outputs; group: inputs per scale (32, 64 or 128)
@@ -25,14 +29,16 @@ typedef struct {
   const float *bias;  // or null
 } ScLinear;
 
+// A norm without bias is RMSNorm. `up` of a gated feed-forward has the gate's columns first, then those that it gates.
 typedef struct {
   const float *norm1_weight, *norm1_bias, *norm2_weight, *norm2_bias;
+  const float *q_norm, *k_norm;  // RMSNorm of each head before rotation, head_size weights; or null
   ScLinear qkv, out, up, down;
 } ScBlock;
 
 typedef struct {
-  int32_t num_layers, hidden, inner, num_heads, num_kv_heads, head_size, window, gelu_tanh;
-  float norm_eps;
+  int32_t num_layers, hidden, inner, num_heads, num_kv_heads, head_size, window, activation, is_gated;
+  float norm_eps, rotary_scale;  // of cosines and sines
   const float *frequencies;  // rotary, head_size / 2 of them; null: learned positions
   ScLinear embed, positions, head;
   const float *norm_weight, *norm_bias;
@@ -40,7 +46,7 @@ typedef struct {
 } ScModel;
 
 typedef struct {
-  int32_t num_tokens, num_segments, num_rows, block_size, table_stride;
+  int32_t num_tokens, num_segments, num_rows, block_size, num_blocks, table_stride;
   const int32_t *tokens, *positions;  // positions: positions
   const int32_t *new_lens, *past_lens;     // per segment: new tokens and tokens before them
   const int32_t *tables;           // [segment][table_stride] block numbers
@@ -53,15 +59,17 @@ typedef struct {
 } ScStep;
 
 const char *sc_isa(int32_t index);     // names of the variants this processor runs, best first; null past the end
-int32_t sc_size(void);                 // bytes of ScModel and ScStep: whether a caller means the same fields
+int32_t sc_abi(void);                  // from a hash of this header: whether a caller means the same fields
 int32_t sc_threads(int32_t threads);   // what a request for that many threads gets
 void *sc_workspace_new(void);
 void sc_workspace_free(void *);
-// y[rows][columns] = x[rows][inputs] W^T + bias. 0, or -1 when memory is short.
+// y[rows][columns] = x[rows][inputs] W^T + bias.
 int32_t sc_linear(void *workspace, const char *isa, int32_t threads, const ScLinear *, int32_t rows, const float *x,
                   float *y);
 // Whole rows of a table back to floats.
-void sc_lookup(const ScLinear *, int32_t rows, const int32_t *which, float *y);
+int32_t sc_lookup(const ScLinear *, int32_t rows, const int32_t *which, float *y);
+// Whether int8 weights keep their promise: 1 or 0.
+int32_t sc_keeps_promise(int32_t threads, const ScLinear *);
 int32_t sc_step(void *workspace, const char *isa, int32_t threads, const ScModel *, const ScStep *);
 // Rounds x[columns][inputs] and packs it as `to` says. `factors`, ascending: of the scale that holds each group's
 // largest weight, those to try; the one with the least squared error is kept. wrong, total: squared error, squared weights.

@@ -1,4 +1,5 @@
 // One step of a whole network over a block cache: some new tokens of some sequences in, hidden states or logits out.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <mutex>
@@ -55,6 +56,7 @@ void at_least(std::vector<T> &v, size_t size) {
 
 struct Workspace {
   std::mutex mutex;  // one call at a time
+  Pool *pool = new_pool();  // of its own: engines in one process do not wait for each other
   Buffers buffers;
   std::vector<float> x, qkv, attended, inner, rotary, partials, rows;
   std::vector<int32_t> segment_of, slot_of;
@@ -89,6 +91,17 @@ void lookup(const ScLinear &w, int64_t row, float *y) {
 
 namespace {
 
+// Rows as a linear layer gets them: as they are, normed, or the activated gate times what it gates (2 x inputs wide).
+struct Input {
+  const float *x;
+  int64_t stride;
+  const float *weight = nullptr, *bias = nullptr;  // of a norm
+  float eps = 0;
+  int32_t gating = SC_LINEAR;  // the activation of a gate
+
+  bool is_plain() const { return !weight && gating == SC_LINEAR; }
+};
+
 // What one thread does in a job; every thread runs the same phases in the same order. One that comes late may read
 // what later phases are writing, but only for a phase that is over, whose items it does not get.
 class Runner {
@@ -96,21 +109,19 @@ class Runner {
   Runner(const Kernels &kernels, Workspace &space, Team &team)
       : kernels_(kernels), space_(space), team_(team), own_(space.threads[team.thread]) {}
 
-  // Rows of x, normed where weights are given, as `w` wants them. One row is done by every thread for itself.
-  Activations prepare(const ScLinear &w, const float *x, int32_t rows, const float *weight, const float *bias,
-                      float eps) {
+  // Rows as `w` wants them. One row is done by every thread for itself.
+  Activations prepare(const ScLinear &w, int32_t rows, const Input &in) {
     const bool alone = rows == 1;
     Buffers &to = alone ? own_.buffers : space_.buffers;
-    Activations out{rows, w.inputs, weight ? to.normed.data() : x, to.integers.data(), to.scales.data(),
+    Activations out{rows, w.inputs, in.is_plain() ? in.x : to.normed.data(), to.integers.data(), to.scales.data(),
                     to.starts.data()};
-    if (!weight && w.kind == SC_FLOAT32) return out;
+    if (in.is_plain() && w.kind == SC_FLOAT32) return out;
     const auto one = [&](int64_t row) {
-      const float *from = x + row * w.inputs;
-      if (weight) {
-        float *normed = to.normed.data() + row * w.inputs;
-        kernels_.norm(from, weight, bias, eps, w.inputs, normed);
-        from = normed;
-      }
+      const float *from = in.x + row * in.stride;
+      float *made = to.normed.data() + row * w.inputs;
+      if (in.weight) kernels_.norm(from, in.weight, in.bias, in.eps, w.inputs, made);
+      if (in.gating != SC_LINEAR) kernels_.gate(from, from + w.inputs, in.gating, w.inputs, made);
+      if (!in.is_plain()) from = made;
       if (w.kind != SC_FLOAT32) kernels_.quantize(from, w.kind, w.inputs, &out, row);
     };
     if (alone)
@@ -177,7 +188,7 @@ class StepRunner : Runner {
     float *rotary = space_.rotary.data() + t * 2 * half_;
     for (int32_t i = 0; i < half_; i++) {
       const float angle = (float)s_.positions[t] * m_.frequencies[i];
-      rotary[i] = std::cos(angle), rotary[half_ + i] = std::sin(angle);
+      rotary[i] = std::cos(angle) * m_.rotary_scale, rotary[half_ + i] = std::sin(angle) * m_.rotary_scale;
     }
   }
 
@@ -186,20 +197,26 @@ class StepRunner : Runner {
     const int32_t T = s_.num_tokens;
     const int64_t width = (int64_t)(m_.num_heads + 2 * m_.num_kv_heads) * m_.head_size;
     float *x = space_.x.data(), *qkv = space_.qkv.data(), *inner = space_.inner.data();
-    apply(b.qkv, prepare(b.qkv, x, T, b.norm1_weight, b.norm1_bias, m_.norm_eps), {qkv, width, 0, false});
-    store_keys(layer, width);
+    const int64_t D = m_.hidden, up = b.up.columns;
+    apply(b.qkv, prepare(b.qkv, T, {x, D, b.norm1_weight, b.norm1_bias, m_.norm_eps}), {qkv, width, SC_LINEAR, false});
+    store_keys(b, layer, width);
     attend(layer, width);
-    apply(b.out, prepare(b.out, space_.attended.data(), T, nullptr, nullptr, 0), {x, m_.hidden, 0, true});
-    apply(b.up, prepare(b.up, x, T, b.norm2_weight, b.norm2_bias, m_.norm_eps),
-          {inner, m_.inner, m_.gelu_tanh ? 1 : 2, false});
-    apply(b.down, prepare(b.down, inner, T, nullptr, nullptr, 0), {x, m_.hidden, 0, true});
+    apply(b.out, prepare(b.out, T, {space_.attended.data(), b.out.inputs}), {x, D, SC_LINEAR, true});
+    apply(b.up, prepare(b.up, T, {x, D, b.norm2_weight, b.norm2_bias, m_.norm_eps}),
+          {inner, up, m_.is_gated ? SC_LINEAR : m_.activation, false});
+    Input activated{inner, up};
+    if (m_.is_gated) activated.gating = m_.activation;
+    apply(b.down, prepare(b.down, T, activated), {x, D, SC_LINEAR, true});
   }
 
-  void store_keys(int32_t layer, int64_t width) {
+  void store_keys(const ScBlock &b, int32_t layer, int64_t width) {
     const int64_t N = m_.num_heads, K = m_.num_kv_heads, H = m_.head_size;
     team_.share(s_.num_tokens, 4, [&](int64_t t, int64_t end) {
       for (; t < end; t++) {
         float *q = space_.qkv.data() + t * width;
+        if (b.q_norm)
+          for (int64_t head = 0; head < N + K; head++)
+            kernels_.norm(q + head * H, head < N ? b.q_norm : b.k_norm, nullptr, m_.norm_eps, H, q + head * H);
         if (m_.frequencies)
           for (int64_t head = 0; head < N + K; head++) rotate(q + head * H, space_.rotary.data() + t * 2 * half_);
         const int64_t at = layer * s_.layer_stride + space_.slot_of[t] * K * H;
@@ -292,8 +309,8 @@ class StepRunner : Runner {
       kernels_.norm(space_.x.data() + s_.rows[r] * D, m_.norm_weight, m_.norm_bias, m_.norm_eps, D, hidden + r * D);
     });
     if (s_.logits && s_.num_rows)
-      apply(m_.head, prepare(m_.head, hidden, s_.num_rows, nullptr, nullptr, 0),
-            {s_.logits, m_.head.columns, 0, false}, s_.best != nullptr);
+      apply(m_.head, prepare(m_.head, s_.num_rows, {hidden, D}), {s_.logits, m_.head.columns, SC_LINEAR, false},
+            s_.best != nullptr);
   }
 
   const ScModel &m_;
@@ -330,11 +347,12 @@ void plan_attention(Workspace &space, const ScModel &m, const ScStep &s, int thr
 
 void reserve(Workspace &space, const ScModel &m, const ScStep &s, int threads) {
   const int64_t T = s.num_tokens, R = s.num_rows, width = (m.num_heads + 2 * m.num_kv_heads) * m.head_size;
-  const int64_t widest = m.inner > m.hidden ? m.inner : m.hidden, most = T > R ? T : R;
+  const int64_t attended = (int64_t)m.num_heads * m.head_size, most = T > R ? T : R;
+  const int64_t widest = std::max<int64_t>({m.inner, m.hidden, attended});
   at_least(space.x, T * m.hidden);
   at_least(space.qkv, T * width);
-  at_least(space.attended, T * m.num_heads * m.head_size);
-  at_least(space.inner, T * m.inner);
+  at_least(space.attended, T * attended);
+  at_least(space.inner, T * m.inner * (m.is_gated ? 2 : 1));
   at_least(space.rotary, T * m.head_size);
   at_least(space.rows, R * m.hidden);
   space.buffers.reserve(most, widest);
@@ -359,6 +377,30 @@ void gather_best(const Workspace &space, const ScModel &m, const ScStep &s) {
   }
 }
 
+bool is_below(int32_t index, int64_t end) { return index >= 0 && index < end; }
+
+// Whether every token, position, row and block of the step exists.
+bool is_sound(const ScModel &m, const ScStep &s) {
+  int64_t tokens = 0;
+  for (int32_t segment = 0; segment < s.num_segments; segment++) {
+    const int32_t past = s.past_lens[segment], count = s.new_lens[segment];
+    if (past < 0 || count < 0) return false;
+    const int64_t blocks = ((int64_t)past + count + s.block_size - 1) / s.block_size;
+    if (blocks > s.table_stride) return false;
+    for (int64_t i = 0; i < blocks; i++)
+      if (!is_below(s.tables[segment * (int64_t)s.table_stride + i], s.num_blocks)) return false;
+    tokens += count;
+  }
+  if (tokens != s.num_tokens || s.block_size < 1) return false;
+  for (int32_t t = 0; t < s.num_tokens; t++) {
+    if (!is_below(s.tokens[t], m.embed.columns) || s.positions[t] < 0) return false;
+    if (!m.frequencies && s.positions[t] >= m.positions.columns) return false;
+  }
+  for (int32_t r = 0; r < s.num_rows; r++)
+    if (!is_below(s.rows[r], s.num_tokens)) return false;
+  return true;
+}
+
 struct StepJob {
   const Kernels &kernels;
   Workspace &space;
@@ -379,23 +421,40 @@ struct LinearJob {
 
 extern "C" {
 
-void *sc_workspace_new(void) { return new (std::nothrow) Workspace; }
-void sc_workspace_free(void *space) { delete (Workspace *)space; }
+void *sc_workspace_new(void) try {
+  Workspace *space = new Workspace;
+  watch_forks(&space->mutex, &space->pool);
+  return space;
+} catch (...) {
+  return nullptr;
+}
+
+void sc_workspace_free(void *workspace) try {
+  Workspace *space = (Workspace *)workspace;
+  if (!space) return;
+  forget_forks(&space->mutex);
+  delete_pool(space->pool);
+  delete space;
+} catch (...) {
+}
 
 int32_t sc_step(void *workspace, const char *isa, int32_t threads, const ScModel *model, const ScStep *step) try {
   Workspace &space = *(Workspace *)workspace;
   std::lock_guard<std::mutex> one_call(space.mutex);
+  if (!is_sound(*model, *step)) return SC_BAD_INDEX;
   threads = clamp_threads(threads);
   reserve(space, *model, *step, threads);
   StepJob job{*kernels_named(isa), space, *model, *step};
-  run_on_pool(threads, [](void *context, Team &team) {
+  run_on_pool(space.pool, threads, [](void *context, Team &team) {
     const StepJob &job = *(StepJob *)context;
     StepRunner(job.kernels, job.space, team, job.model, job.step).run();
   }, &job);
   if (step->logits && step->best) gather_best(space, *model, *step);
-  return 0;
+  return SC_OK;
 } catch (const std::bad_alloc &) {
-  return -1;
+  return SC_NO_MEMORY;
+} catch (...) {
+  return SC_FAILED;
 }
 
 int32_t sc_linear(void *workspace, const char *isa, int32_t threads, const ScLinear *w, int32_t rows, const float *x,
@@ -410,19 +469,24 @@ int32_t sc_linear(void *workspace, const char *isa, int32_t threads, const ScLin
     at_least(own.scratch, linear_scratch(rows));
   }
   LinearJob job{*kernels_named(isa), space, *w, rows, x, y};
-  run_on_pool(threads, [](void *context, Team &team) {
+  run_on_pool(space.pool, threads, [](void *context, Team &team) {
     const LinearJob &job = *(LinearJob *)context;
     Runner runner(job.kernels, job.space, team);
-    const Activations x = runner.prepare(job.w, job.x, job.rows, nullptr, nullptr, 0);
-    runner.apply(job.w, x, {job.y, job.w.columns, 0, false});
+    const Activations x = runner.prepare(job.w, job.rows, {job.x, job.w.inputs});
+    runner.apply(job.w, x, {job.y, job.w.columns, SC_LINEAR, false});
   }, &job);
-  return 0;
+  return SC_OK;
 } catch (const std::bad_alloc &) {
-  return -1;
+  return SC_NO_MEMORY;
+} catch (...) {
+  return SC_FAILED;
 }
 
-void sc_lookup(const ScLinear *w, int32_t rows, const int32_t *which, float *y) {
+int32_t sc_lookup(const ScLinear *w, int32_t rows, const int32_t *which, float *y) {
+  for (int32_t r = 0; r < rows; r++)
+    if (!is_below(which[r], w->columns)) return SC_BAD_INDEX;
   for (int32_t r = 0; r < rows; r++) lookup(*w, which[r], y + (int64_t)r * w->inputs);
+  return SC_OK;
 }
 
 }  // extern "C"

@@ -67,6 +67,14 @@ inline F gelu_erf(F x) {
   return spread(0.5f) * x * twice;
 }
 
+inline F silu(F x) { return x / (spread(1.f) + exponential(-x)); }
+
+INNER F activated(F x, int32_t activation) {
+  if (activation == SC_GELU_TANH) return gelu_tanh(x);
+  if (activation == SC_GELU) return gelu_erf(x);
+  return activation == SC_SILU ? silu(x) : x;
+}
+
 // ROUNDED numbers at x that share a scale.
 inline void quantize_part(const float *x, int8_t flip, int8_t *to, float *stored_scale, int32_t *starts) {
   F top = F{};
@@ -112,9 +120,7 @@ inline void finish(const ScLinear *w, const Epilogue *to, int32_t block, int32_t
   if (w->bias) memcpy(bias, w->bias + column, count * sizeof(float));
   for (int v = 0; v < COLUMNS; v += W) {
     F t = fma(load(c + v), unit[v / W], load(bias + v));
-    if (to->gelu == 1) t = gelu_tanh(t);
-    if (to->gelu == 2) t = gelu_erf(t);
-    store(out + v, t);
+    store(out + v, to->activation == SC_LINEAR ? t : activated(t, to->activation));
   }
   if (to->add)
     for (int i = 0; i < count; i++) y[i] += out[i];
@@ -356,7 +362,25 @@ void linear(const ScLinear *w, const Activations *x, int32_t block, int32_t end,
   }
 }
 
+void rms_norm(const float *x, const float *weight, float eps, int32_t size, float *y) {
+  const int32_t whole = size / W * W;
+  F squares = F{};
+  for (int32_t i = 0; i < whole; i += W) squares = fma(load(x + i), load(x + i), squares);
+  float square = sum_of(squares);
+  for (int32_t i = whole; i < size; i++) square += x[i] * x[i];
+  const float scale = 1.f / sqrtf(square / size + eps);
+  for (int32_t i = 0; i < whole; i += W) store(y + i, load(x + i) * spread(scale) * load(weight + i));
+  for (int32_t i = whole; i < size; i++) y[i] = x[i] * scale * weight[i];
+}
+
+void gate(const float *gate, const float *up, int32_t activation, int32_t size, float *y) {
+  const int32_t whole = size / W * W;
+  for (int32_t i = 0; i < whole; i += W) store(y + i, activated(load(gate + i), activation) * load(up + i));
+  for (int32_t i = whole; i < size; i++) y[i] = activated(spread(gate[i]), activation)[0] * up[i];
+}
+
 void norm(const float *x, const float *weight, const float *bias, float eps, int32_t size, float *y) {
+  if (!bias) return rms_norm(x, weight, eps, size, y);
   const int32_t whole = size / W * W;
   F sums = F{};
   for (int32_t i = 0; i < whole; i += W) sums += load(x + i);
@@ -485,5 +509,5 @@ float round_group(const Rounding *how, const float *x, float fitting, float unit
   return least;
 }
 
-const Kernels kKernels = {kName, quantize, linear, norm, attend, fit, round_group, merge};
+const Kernels kKernels = {kName, quantize, linear, norm, gate, attend, fit, round_group, merge};
 }  // namespace
