@@ -98,7 +98,8 @@ def require_promise(packed: Packed, name: str) -> None:
     else:
         pairs = packed.data.view(torch.int8).view(-1, 2)
         is_kept = all(
-            int(part.sum(1, dtype=torch.int16).abs().max()) <= _PROMISED for part in pairs.split(1 << 24)
+            int(part.sum(1, dtype=torch.int16).abs().max()) <= _PROMISED
+            for part in torch.split(pairs, 1 << 24)
         )
     if not is_kept:
         raise CheckpointError(
