@@ -1,7 +1,7 @@
 """Measures a small pretrained model on held-out Python and writes its card: benchmarks/results/nano.json and
 README.md in the model's folder.
 
-    python benchmarks/nano.py runs/nano/model --corpus runs/nano/corpus [--humaneval FILE]
+    python benchmarks/nano.py runs/nano/model --corpus runs/nano/data [--humaneval FILE]
 
 Held-out bits per byte (left to right, windows of the model's context) next to xz and to a token trigram
 trained on the same documents; the share of greedy 64-token continuations of held-out functions that parse;
@@ -36,6 +36,29 @@ from starcoder.train.packing import PackedDocuments
 from starcoder.train.settings import FimSettings
 
 RESULTS = Path(__file__).parent / "results" / "nano.json"
+
+
+def corpus(folder: Path) -> tuple[list[str], list[str], dict[str, Any]]:
+    """Texts to train on, held-out texts, and the packages with their figures, of a prepared data set."""
+    if not (folder / "dataset.json").exists():  # as it was collected before `prepare` made it
+        texts = [[row["content"] for row in read(folder / f"{name}.jsonl")] for name in ("train", "held_out")]
+        return texts[0], texts[1], json.loads((folder / "sources.json").read_text())
+    from pyarrow import parquet
+
+    packages: dict[str, Any] = {}
+    texts = []
+    for split, name in (("train", "train"), ("validation", "held_out")):
+        shards = sorted((folder / "data").glob(f"{split}-*.parquet"))
+        rows = [row for shard in shards for row in parquet.read_table(shard).to_pylist()]
+        texts.append([row["content"] for row in rows])
+        for row in rows:
+            package = packages.setdefault(
+                row["repository"], {"licence": row["license"], "split": name, "files": 0, "characters": 0}
+            )
+            package["files"] += 1
+            package["characters"] += row["num_characters"]
+    dropped = json.loads((folder / "dataset.json").read_text())["dropped"]
+    return texts[0], texts[1], {"packages": packages, "dropped": dropped}
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -279,9 +302,7 @@ def card(result: dict[str, Any], sources: dict[str, Any], training: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("model", type=Path)
-    parser.add_argument(
-        "--corpus", type=Path, required=True, help="folder with train.jsonl and held_out.jsonl"
-    )
+    parser.add_argument("--corpus", type=Path, required=True, help="folder that `starcoder prepare` wrote")
     parser.add_argument("--humaneval", type=Path, help="HumanEval-SingleLineInfilling.jsonl.gz")
     parser.add_argument("--problems", type=int, default=400)
     parser.add_argument("--max-bytes", type=int, default=1_000_000, help="held-out bytes the losses are of")
@@ -292,10 +313,8 @@ def main() -> None:
     args = parser.parse_args()
     model = starcoder.load(args.model, threads=args.threads)
     transformer = checkpoint.load(args.model, dtype=torch.float32)
-    rows = read(args.corpus / "held_out.jsonl")
-    held_out = [row["content"] for row in rows]
+    train, held_out, sources = corpus(args.corpus)
     random.Random(0).shuffle(held_out)
-    train = [row["content"] for row in read(args.corpus / "train.jsonl")]
 
     def say(name: str, value: object) -> None:
         result[name] = value
@@ -333,7 +352,6 @@ def main() -> None:
             say(f"humaneval_single_line_exact_match_{layout}", round(exact_match(model, cut, layout), 4))
     say("problems", args.problems)
     RESULTS.write_text(json.dumps(result, indent=1) + "\n")
-    sources = json.loads((args.corpus / "sources.json").read_text())
     (args.model / "README.md").write_text(card(result, sources, args.training))
     print(json.dumps(result))
 

@@ -27,19 +27,27 @@ def run(
 
     $ starcoder prepare ~/code/service ~/code/lib@v2 https://example.com/app.git --output data/mine
     $ starcoder prepare --explain data/mine
+    $ starcoder prepare --explain data/mine src/app.py
     $ starcoder finetune --data data/mine
 
     Args:
         inputs: Folders, git repositories and URLs, each with @REVISION if it is not HEAD.
         output: Folder to write the data set to.
-        explain: Show the card of a prepared folder: what was collected, left out and masked.
+        explain: Show the card of a prepared folder: what was collected, left out and masked. With paths
+            as inputs, show what became of those files.
     """
     from starcoder.cli.evaluating import Progress
-    from starcoder.prepare import card
+    from starcoder.prepare import card, tables
     from starcoder.prepare.pipeline import prepare, read_figures
 
     printed.start_logging()
     if explain is not None:
+        for path in inputs:
+            for outcome in tables.explain(explain, path):
+                values = ", ".join(f"{key} {value}" for key, value in outcome.items() if key != "outcome")
+                print(json.dumps(outcome) if printed.json else f"{outcome['outcome']}: {values}")
+        if inputs:
+            return
         figures = read_figures(explain)
         print(json.dumps(figures) if printed.json else card.text(figures))
         return

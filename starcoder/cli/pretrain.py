@@ -1,4 +1,4 @@
-"""`starcoder pretrain`: from raw sources to a checkpoint folder, as a recipe says."""
+"""`starcoder pretrain`: from a prepared data set to a checkpoint folder, as a recipe says."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,11 +30,12 @@ class PretrainOptions:
 
 
 def run(recipe: Path, /, *, options: PretrainOptions = PretrainOptions()) -> None:
-    """Train a model from scratch: corpus, tokenizer, training, export.
+    """Train a model from scratch: tokenizer, training, export.
 
     Progress goes to stderr, the path of the exported checkpoint to stdout. An
     interrupted run goes on where it stopped when it is started again.
 
+    $ starcoder prepare sources/* --languages Python --output runs/nano/data
     $ starcoder pretrain recipes/nano.toml
 
     Args:

@@ -1,19 +1,22 @@
 """Reads what an attribution index is built from: a prepared dataset, JSON lines, or source files."""
 
 import importlib
-import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from starcoder.errors import ConfigError, MissingExtraError
-from starcoder.files import read_jsonl
+from starcoder.files import read_jsonl, unix_newlines
 from starcoder.prepare.attribution import Document
-from starcoder.repos.licenses import UNKNOWN, license_of_file, licenses_of_tree
+from starcoder.repos.licenses import UNKNOWN, license_of_file
+from starcoder.repos.skip import is_made
+from starcoder.repos.walk import TreeReader, source_files, walk
 
 if TYPE_CHECKING:
     Row = Mapping[str, object]
 
+_DATA = re.compile(r"\.(parquet|jsonl|ndjson|arrow)(\.(gz|zst))?$")
 MAX_FILE_BYTES = 1_000_000  # larger source files are data, not code
 _COLUMNS = ("path", "repository", "package", "revision", "license", "content", "text")
 
@@ -21,18 +24,25 @@ _COLUMNS = ("path", "repository", "package", "revision", "license", "content", "
 def documents_of(data: Path) -> Iterator[Document]:
     """The documents of a file or folder, in a fixed order.
 
-    Parquet files of a folder go before its JSON lines, those before its source files. Of a source file the
-    folder's name is the repository; hidden folders, binary files and files above 1 MB are left out.
+    A folder is a data set if `prepare` wrote it or if it holds Parquet or JSON lines and no source file;
+    else its source files are read from the disk. The folder's name is then the repository; left out are
+    hidden files, folders that tools make, what .gitignore names, links, binary files and files above 1 MB.
 
     Raises:
         ConfigError: nothing is there, or a row has no path or text.
     """
     if not data.exists():
         raise ConfigError(f"there is no {str(data)!r}", "name a dataset or a folder of source files")
-    in_folder = sorted(data.rglob("*.parquet")) or sorted(data.glob("*.jsonl"))
-    files = [data] if data.is_file() else in_folder
-    if not files:
-        yield from _source_files(data)
+    if data.is_file():
+        files = [data]
+    elif (data / "dataset.json").is_file():
+        files = sorted((data / "data").glob("*.parquet"))
+    else:
+        found = source_files(data)
+        files = [file for file in found if _DATA.search(file.name)]
+        if len(files) < len(found) or not found:
+            yield from _source_documents(data)
+            return
     for file in files:
         for row in _parquet_rows(file) if file.suffix == ".parquet" else read_jsonl(file):
             yield _document(row, file)
@@ -68,26 +78,21 @@ def _parquet_rows(file: Path) -> "Iterator[Row]":
             yield from batch.to_pylist()
 
 
-def _source_files(folder: Path) -> Iterator[Document]:
-    paths: list[str] = []
-    for current, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        if "documents.npy" in names and "index.json" in names:
-            continue  # an index of ours
-        paths += [Path(current, name).relative_to(folder).as_posix() for name in sorted(names)]
-    licenses = licenses_of_tree(paths, lambda path: _source_text(folder / path) or "")
-    for path in paths:
-        text = _source_text(folder / path)
-        if text is not None:
-            license = license_of_file(path, text, licenses)
-            yield Document(path=path, text=text, repository=folder.resolve().name, license=license)
+def _source_documents(folder: Path) -> Iterator[Document]:
+    for tree in walk(folder, worktree=True):
+        reader = TreeReader(tree.folder)
+        for file in tree.files:
+            if is_made(file.path) or _DATA.search(file.path) or file.size > MAX_FILE_BYTES:
+                continue
+            text = _text(reader.read(file.path, file.blob, MAX_FILE_BYTES))
+            if text:
+                license = license_of_file(file.path, text, tree.licenses)
+                yield Document(path=file.path, text=text, repository=tree.name, license=license)
 
 
-def _source_text(path: Path) -> str | None:
+def _text(data: bytes | None) -> str:
+    """The text of a file; "" if it is none."""
     try:
-        if path.is_symlink() or not path.is_file() or path.stat().st_size > MAX_FILE_BYTES:
-            return None
-        text = path.read_bytes().decode("utf-8")
-    except (OSError, UnicodeDecodeError):
-        return None
-    return None if "\0" in text else text
+        return "" if data is None or b"\0" in data else unix_newlines(data.decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        return ""

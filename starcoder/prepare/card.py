@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from starcoder.files import write_whole
-from starcoder.prepare.dedup import Duplicates
-from starcoder.prepare.ingest import Batch, Row
+from starcoder.prepare.ingest import Row
 from starcoder.prepare.plan import Plan
-from starcoder.prepare.records import Listing
+from starcoder.prepare.records import Dropped, Listing
 from starcoder.prepare.settings import PrepareSettings
 from starcoder.repos import git
 
@@ -25,32 +24,27 @@ _TITLES = {
 }
 
 
-def dropped(listings: Sequence[Listing], batches: Sequence[Batch]) -> dict[str, int]:
-    """How many inputs were left out for each reason, most first."""
-    counts: Counter[str] = Counter()
-    for part in [*(one.dropped for one in listings), *(one.dropped for one in batches)]:
-        counts.update(one.reason for one in part)
-    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+def reasons(dropped: Iterable[Dropped]) -> dict[str, int]:
+    """How many documents were left out for each reason, most first."""
+    return _counted(one.reason for one in dropped)
 
 
 def figures(
     settings: PrepareSettings,
     listings: Sequence[Listing],
-    batches: Sequence[Batch],
-    duplicates: Duplicates,
+    dropped: Sequence[Dropped],
+    seen: Sequence[Row],
     plan: Plan,
 ) -> Figures:
-    """Everything the card says. The same inputs and settings give the same figures."""
-    rows = [row for batch in batches for row in batch.rows]
+    """Everything the card says. The same inputs and settings give the same figures.
+
+    `dropped` is all that was left out, `seen` the documents that were compared with one another.
+    """
     kept = {split: plan.rows(split) for split in plan.shards}
     every = [row for part in kept.values() for row in part]
-    reasons = Counter(dropped(listings, batches))
-    reasons["exact duplicate"] = duplicates.num_exact
-    reasons["near duplicate"] = duplicates.num_near
-    across = sum(
-        rows[index].repository != rows[original].repository
-        for index, original in enumerate(duplicates.original.tolist())
-    )
+    copies = [one for one in dropped if one.duplicate_of]
+    num_late = len(seen) - len(every)  # dropped documents that had been read whole
+    across = sum(not one.duplicate_of.startswith(f"{one.repository}:") for one in copies)
     return {
         "family": settings.family,
         "seed": settings.seed,
@@ -59,14 +53,14 @@ def figures(
         "tokenizer": "bundled" if settings.tokenizer is None else settings.tokenizer.name,
         "threshold": settings.dedup.similarity,
         "num_permutations": settings.dedup.num_permutations,
-        "num_seen": len(rows) + sum(dropped(listings, batches).values()),
+        "num_seen": len(seen) + len(dropped) - num_late,
         "num_documents": len(every),
         "num_characters": sum(row.num_characters for row in every),
         "num_tokens": sum(row.num_tokens for row in every),
-        "dropped": dict(sorted(((k, v) for k, v in reasons.items() if v), key=lambda i: (-i[1], i[0]))),
+        "dropped": reasons(dropped),
         "duplicates": {
-            "exact": duplicates.num_exact,
-            "near": duplicates.num_near,
+            "exact": sum(one.reason == "exact duplicate" for one in copies),
+            "near": sum(one.reason == "near duplicate" for one in copies),
             "across_repositories": across,
         },
         "masked": _counted(kind for row in every for kind, n in row.masked.items() for _ in range(n)),

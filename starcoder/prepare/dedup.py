@@ -32,7 +32,7 @@ _MAX_STAYING = 64  # documents of a bucket that later ones are compared with
 class Duplicates:
     """Which of n documents are duplicates, numbered as they came."""
 
-    original: Indexes  # (n,): the earlier document that stands for this one; itself: it stays
+    original: Indexes  # (n,): the earlier document that stays instead of this one; itself: it stays
     is_exact: npt.NDArray[np.bool_]  # (n,): a copy of an earlier document, character for character
 
     @property
@@ -46,7 +46,7 @@ class Duplicates:
         return int((self.original != np.arange(len(self.original))).sum()) - self.num_exact
 
     def stays(self, index: int) -> bool:
-        """Whether no earlier document stands for this one."""
+        """Whether the document is no duplicate."""
         return int(self.original[index]) == index
 
 

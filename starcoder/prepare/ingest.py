@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +46,8 @@ class Row:
     num_characters: int
     num_tokens: int
     imports: tuple[str, ...]
-    offset: int
     length: int
+    offset: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,27 +83,18 @@ class Ingestor:
 
     def ingest(self, repository: Repository, records: Sequence[Record], target: Path) -> None:
         """Write `target`.bin with the texts and then, as the sign that all is there, `target`.json."""
-        rows: list[Row] = []
+        made: list[tuple[Row, bytes]] = []
         dropped: list[Dropped] = []
-        texts: list[bytes] = []
-        offset = 0
         reader = TreeReader(Path(repository.folder or "."))
         for record in records:
-            made = self._row(repository, record, reader, offset)
-            if isinstance(made, Dropped):
-                dropped.append(made)
-                continue
-            row, text = made
-            rows.append(row)
-            texts.append(text)
-            offset += row.length
-        write_whole(target.with_suffix(".bin"), b"".join(texts))
-        document = {"rows": [asdict(row) for row in rows], "dropped": [asdict(one) for one in dropped]}
-        write_whole(target.with_suffix(".json"), json.dumps(document))
+            one = self._row(repository, record, reader)
+            if isinstance(one, Dropped):
+                dropped.append(one)
+            else:
+                made.append(one)
+        write_batch(target, made, dropped)
 
-    def _row(
-        self, repository: Repository, record: Record, reader: TreeReader, offset: int
-    ) -> tuple[Row, bytes] | Dropped:
+    def _row(self, repository: Repository, record: Record, reader: TreeReader) -> tuple[Row, bytes] | Dropped:
         def drop(reason: str, detail: str = "") -> Dropped:
             return Dropped(path=record.path, reason=reason, detail=detail, repository=repository.name)
 
@@ -134,7 +125,6 @@ class Ingestor:
             num_characters=len(masked.text),
             num_tokens=len(encode(data.decode())),
             imports=imports_of(document.language, document.content) if document.kind == "file" else (),
-            offset=offset,
             length=len(data),
         )
         return row, data
@@ -180,6 +170,17 @@ class Ingestor:
             return None
         before = decode(reader.read(record.path, record.before, MAX_COMMIT_FILE_BYTES) or b"\0")
         return None if isinstance(before, str) else formats.commit(before.content, record.text, after)
+
+
+def write_batch(target: Path, made: Sequence[tuple[Row, bytes]], dropped: Sequence[Dropped]) -> None:
+    """Write the texts to `target`.bin and then, as the sign that all is there, the rest to `target`.json."""
+    rows, offset = [], 0
+    for row, _ in made:
+        rows.append(asdict(replace(row, offset=offset)))
+        offset += row.length
+    write_whole(target.with_suffix(".bin"), b"".join(data for _, data in made))
+    document = {"rows": rows, "dropped": [asdict(one) for one in dropped]}
+    write_whole(target.with_suffix(".json"), json.dumps(document))
 
 
 def read_batch(target: Path) -> Batch:

@@ -13,7 +13,8 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -23,14 +24,14 @@ from pathlib import Path
 
 import numpy as np
 
-from starcoder.errors import ConfigError
+from starcoder.errors import ConfigError, StarcoderError
 from starcoder.files import replace_atomically, write_whole
-from starcoder.prepare import card, shards
+from starcoder.prepare import card, shards, tables
 from starcoder.prepare.dedup import Duplicates, find_duplicates
 from starcoder.prepare.dedup_ray import find_duplicates_of_batches
-from starcoder.prepare.ingest import Batch, Ingestor, compared_texts, read_batch
-from starcoder.prepare.inputs import list_inputs
-from starcoder.prepare.plan import make_plan
+from starcoder.prepare.ingest import Batch, Ingestor, compared_texts, read_batch, write_batch
+from starcoder.prepare.inputs import check_inputs, list_inputs
+from starcoder.prepare.plan import Placed, make_plan
 from starcoder.prepare.records import Dropped, Listing, Record, Repository
 from starcoder.prepare.settings import PrepareSettings
 
@@ -65,7 +66,7 @@ def prepare(
     """
     if not settings.inputs and not settings.issues:
         raise ConfigError("there is nothing to prepare", "name folders, repositories or their URLs")
-    shards.require_pyarrow()
+    tables.require_pyarrow()
     ingestor = Ingestor.of(settings)
     style = ingestor.tokenizer.sentinels.style
     if settings.pack_tokens and style != settings.family:
@@ -73,33 +74,87 @@ def prepare(
             f"rows packed for {settings.family!r} need its tokenizer; the one given is of {style!r}",
             "--tokenizer names the folder of the model to train, --family its family",
         )
+    check_inputs(settings)
+    is_new = not (output / ".work").exists()
     work = _open(settings, output)
     if work is None:
         return read_figures(output)
+    try:
+        _prepare(settings, ingestor, work, tell)
+    except StarcoderError:
+        if is_new:  # nothing is left that would stand in the way of the corrected command
+            shutil.rmtree(work)
+            if not any(output.iterdir()):
+                output.rmdir()
+        raise
+    _publish(work, output)
+    return read_figures(output)
+
+
+def _prepare(settings: PrepareSettings, ingestor: Ingestor, work: Path, tell: Tell) -> None:
+    """Carry out the stages that are not done yet; the data set is in `work`/final."""
     tell("listing", 0, 1)
     listings = _listed(settings, work)
     jobs = list(_jobs(listings))
     _ingest_all(jobs, ingestor, work, tell)
-    batches = [read_batch(_target(work, job.number)) for job in jobs]
-    rows = [(job.number, row) for job, batch in zip(jobs, batches, strict=True) for row in batch.rows]
-    if not rows:
-        reasons = card.dropped(listings, batches)
+    targets = [*_base_targets(settings, work), *(_target(work, job.number) for job in jobs)]
+    batches = [read_batch(target) for target in targets]
+    num_base = len(targets) - len(jobs)
+    documents = [(number, row) for number, batch in enumerate(batches) for row in batch.rows]
+    first = sum(len(batch.rows) for batch in batches[:num_base])  # document that is not of the base
+    dropped = [*_dropped_listings(listings), *(one for batch in batches for one in batch.dropped)]
+    if len(documents) == first:
+        reasons = card.reasons(dropped)
         raise ConfigError(
-            f"no document stays; left out: {reasons}", "lower the filters, or name other inputs"
+            f"no document is left; left out: {reasons}", "lower the filters, or name other inputs"
         )
-    duplicates = _deduplicated(jobs, batches, work, settings, tell)
+    duplicates = _deduplicated(targets, batches, work, settings, tell)
+    kept, left_out = _without_duplicates(documents, first, duplicates, settings)
+    if not kept:
+        raise ConfigError("every document is a duplicate of the base", "there is nothing new to prepare")
+    plan = make_plan(kept, settings)
     final = work / "final"
-    stays = [index for index in range(len(rows)) if duplicates.stays(index)]
-    plan = make_plan([(rows[index][0], rows[index][1]) for index in stays], settings)
-    write = shards.Writer(final, lambda number: _target(work, number), settings, ingestor.tokenizer)
+    writer = shards.Writer(final, targets, settings, ingestor.tokenizer)
     tell("writing", 0, 1)
-    write.all(plan)
-    figures = card.figures(settings, listings, batches, duplicates, plan)
-    figures |= {"fingerprint": _fingerprint(settings), "packed_rows": write.packed_rows()}
+    writer.all(plan)
+    dropped += left_out
+    tables.write_dropped(final, dropped, settings)
+    tables.write_masked(final, plan)
+    seen = [row for _, row in documents[first:]]
+    figures = card.figures(settings, listings, dropped, seen, plan)
+    figures |= {"fingerprint": _fingerprint(settings), "packed_rows": writer.packed_rows()}
     card.write(figures, final)
     write_whole(work / "finished", b"")
-    _publish(work, output)
-    return read_figures(output)
+
+
+def _dropped_listings(listings: Sequence[Listing]) -> Iterator[Dropped]:
+    for listing in listings:
+        for one in listing.dropped:
+            yield replace(one, repository=listing.repository.name)
+
+
+def _without_duplicates(
+    documents: Sequence[Placed], first: int, duplicates: Duplicates, settings: PrepareSettings
+) -> tuple[list[Placed], list[Dropped]]:
+    """The documents from `first` on that stay, and those that do not with what they are a duplicate of."""
+    kept: list[Placed] = []
+    dropped: list[Dropped] = []
+    sizes: Counter[str] = Counter()
+    for index in range(first, len(documents)):
+        row, original = documents[index][1], int(duplicates.original[index])
+        if original != index:
+            what = "exact duplicate" if duplicates.is_exact[index] else "near duplicate"
+            where = "in the base" if original < first else ""
+            other = documents[original][1]
+            stays = f"{other.repository}:{other.path}"
+            dropped.append(Dropped(row.path, what, where, repository=row.repository, duplicate_of=stays))
+        elif 0 < settings.max_repository_bytes < sizes[row.repository] + row.length:
+            reason = "repository above max_repository_bytes"
+            dropped.append(Dropped(row.path, reason, repository=row.repository))
+        else:
+            sizes[row.repository] += row.length
+            kept.append(documents[index])
+    return kept, dropped
 
 
 def read_figures(output: Path) -> dict[str, object]:
@@ -130,11 +185,11 @@ def _open(settings: PrepareSettings, output: Path) -> Path | None:
             )
         return None
     known = work / "settings"
-    if known.exists():
+    if known.exists() and (work / "listing").exists():
         if known.read_text() != asked:
             raise ConfigError(
                 f"{str(output)!r} holds the unfinished work of other settings",
-                "name another folder, or remove it",
+                "continue with the same command, name another folder, or remove it",
             )
     elif output.is_dir() and any(path.name != ".work" for path in output.iterdir()):
         raise ConfigError(f"{str(output)!r} is not empty", "name a new folder")
@@ -158,8 +213,10 @@ def _listed(settings: PrepareSettings, work: Path) -> list[Listing]:
     """The inputs as the first run found them: commits that came since are for another dataset."""
     path = work / "listing"
     if not path.exists():
-        found = [asdict(listing) for listing in list_inputs(settings, work)]
-        write_whole(path, json.dumps(found).encode())
+        known = read_figures(settings.base)["revisions"] if settings.base else {}
+        assert isinstance(known, dict), "as the card wrote it"
+        found = [_if_new(listing, known) for listing in list_inputs(settings, work)]
+        write_whole(path, json.dumps([asdict(listing) for listing in found]))
     listings = [
         Listing(
             repository=Repository(**row["repository"]),
@@ -170,6 +227,15 @@ def _listed(settings: PrepareSettings, work: Path) -> list[Listing]:
     ]
     log.info("listed %d documents", sum(len(listing.records) for listing in listings))
     return listings
+
+
+def _if_new(listing: Listing, known: Mapping[str, str]) -> Listing:
+    """The listing, without records if the base has the same commit of the repository."""
+    repository = listing.repository
+    if not repository.revision or known.get(repository.name) != repository.revision:
+        return listing
+    one = Dropped("", "repository at a commit that the base has", repository.revision)
+    return replace(listing, records=(), dropped=(one,))
 
 
 def _jobs(listings: list[Listing]) -> Iterator[Job]:
@@ -242,10 +308,9 @@ def _end_with_parent() -> None:
 
 
 def _deduplicated(
-    jobs: list[Job], batches: list[Batch], work: Path, settings: PrepareSettings, tell: Tell
+    targets: Sequence[Path], batches: list[Batch], work: Path, settings: PrepareSettings, tell: Tell
 ) -> Duplicates:
     path = work / "duplicates.npz"
-    targets = [_target(work, job.number) for job in jobs]
 
     def texts() -> Iterator[str]:
         for number, (target, batch) in enumerate(zip(targets, batches, strict=True)):
@@ -261,6 +326,18 @@ def _deduplicated(
             np.savez(file, original=found.original, is_exact=found.is_exact)
     with np.load(path) as stored:
         return Duplicates(stored["original"], stored["is_exact"])
+
+
+def _base_targets(settings: PrepareSettings, work: Path) -> list[Path]:
+    """The base's documents as batches, which every new document is compared with."""
+    if settings.base is None:
+        return []
+    targets = []
+    for number, rows in enumerate(tables.read_documents(settings.base)):
+        targets.append(work / f"base-{number:06}")
+        if not targets[-1].with_suffix(".json").exists():
+            write_batch(targets[-1], [(row, text.encode()) for row, text in rows], ())
+    return targets
 
 
 def _publish(work: Path, output: Path) -> None:

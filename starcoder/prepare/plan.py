@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase as fnmatch
 from typing import Literal
 
 from starcoder.errors import ConfigError
@@ -48,6 +49,15 @@ def _key(row: Row) -> tuple[str, str, str, str]:
 
 def _held(rows: Sequence[Placed], settings: PrepareSettings) -> set[tuple[str, str, str, str]]:
     """The documents to validate on."""
+    if settings.held_out:
+        known = sorted({row.repository for _, row in rows})
+        named = {name for name in known if any(fnmatch(name, pattern) for pattern in settings.held_out)}
+        if not named:
+            raise ConfigError(
+                f"no repository is named {settings.held_out[0]!r}",
+                f"--held-out: {', '.join(known[:20])}",
+            )
+        return {_key(row) for _, row in rows if row.repository in named}
     if settings.validation_share == 0:
         return set()
     if settings.split_by == "time":

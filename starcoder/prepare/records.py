@@ -45,7 +45,7 @@ class Record:
         )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Dropped:
     """A document that was left out, and why."""
 

@@ -82,12 +82,19 @@ class PrepareSettings:
     """Share of a benchmark text's 10-grams at and above which a document is dropped."""
     secrets: SecretSettings = SecretSettings()
     """Secrets and personal data"""
+    base: Path | None = None
+    """Data set that `prepare` wrote before: leave out repositories at a commit that it has, and documents
+    equal or similar to its own."""
     dedup: DedupSettings = DedupSettings()
     """Duplicates"""
     order: Literal["dependency", "path"] = "dependency"
     """Order of a repository's files: imported files first, or by path."""
     split_by: Literal["file", "repository", "time"] = "file"
     """What becomes validation data: some files, whole repositories, or the files changed last."""
+    held_out: tuple[str, ...] = ()
+    """Names of repositories, or patterns of names, whose documents all become validation data."""
+    max_repository_bytes: int = 0
+    """Leave out what a repository has beyond this, so that none dominates; 0 sets no limit."""
     validation_share: float = 0.05
     """Share of the documents for validation; of their bytes with --split-by repository."""
     tokenizer: Path | None = None

@@ -1,16 +1,14 @@
 """Writes the planned documents as Parquet shards, and as packed tokens in the layout of the family."""
 
 import random
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from starcoder.errors import MissingExtraError
-from starcoder.files import replace_atomically
 from starcoder.prepare.ingest import Row
 from starcoder.prepare.plan import Placed, Plan, Split
 from starcoder.prepare.settings import PrepareSettings
+from starcoder.prepare.tables import pyarrow_modules, write_table
 from starcoder.tokenizer import Tokenizer
 
 COLUMNS = (
@@ -22,18 +20,13 @@ _ROWS_AT_ONCE = 500
 _MAX_OPEN = 64  # files of batches
 
 
-def require_pyarrow() -> None:
-    """Raises: ConfigError: Parquet cannot be written here."""
-    _pyarrow()
-
-
 class Writer:
-    """Writes under `folder`; `target` gives the place of a batch by its number."""
+    """Writes under `folder`; `targets` are the places of the batches by their numbers."""
 
     def __init__(
-        self, folder: Path, target: Callable[[int], Path], settings: PrepareSettings, tokenizer: Tokenizer
+        self, folder: Path, targets: Sequence[Path], settings: PrepareSettings, tokenizer: Tokenizer
     ):
-        self._folder, self._target = folder, target
+        self._folder, self._targets = folder, targets
         self._settings, self._tokenizer = settings, tokenizer
 
     def all(self, plan: Plan) -> None:
@@ -43,31 +36,20 @@ class Writer:
                 name = f"{split}-{number:05}-of-{len(parts):05}.parquet"
                 path = self._folder / "data" / name
                 if not path.exists():
-                    self._write(path, self._document_tables(part))
+                    write_table(path, self._document_tables(part))
             if self._settings.pack_tokens:
                 path = self._folder / "packed" / "data" / f"{split}-00000-of-00001.parquet"
                 if not path.exists():
-                    self._write(path, self._token_tables(plan, split))
+                    write_table(path, self._token_tables(plan, split))
 
     def packed_rows(self) -> dict[str, int]:
         """Rows of packed tokens by split."""
-        _, parquet = _pyarrow()
+        _, parquet = pyarrow_modules()
         found = sorted((self._folder / "packed" / "data").glob("*.parquet"))
         return {path.name.partition("-")[0]: parquet.read_metadata(path).num_rows for path in found}
 
-    def _write(self, path: Path, tables: Iterable[Any]) -> None:
-        _, parquet = _pyarrow()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replace_atomically(path) as part, ExitStack() as stack:
-            writer = None
-            for table in tables:
-                if writer is None:
-                    options = {"compression": "zstd", "use_dictionary": True}
-                    writer = stack.enter_context(parquet.ParquetWriter(part, table.schema, **options))
-                writer.write_table(table)
-
     def _document_tables(self, part: tuple[Placed, ...]) -> Iterator[Any]:
-        pyarrow, _ = _pyarrow()
+        pyarrow, _ = pyarrow_modules()
         schema = pyarrow.schema(
             [(name, pyarrow.int64() if name in _NUMBERS else pyarrow.string()) for name in COLUMNS]
         )
@@ -82,7 +64,7 @@ class Writer:
                 if number not in files:
                     if len(files) >= _MAX_OPEN:
                         files.pop(next(iter(files))).close()
-                    files[number] = self._target(number).with_suffix(".bin").open("rb")
+                    files[number] = self._targets[number].with_suffix(".bin").open("rb")
                 files[number].seek(row.offset)
                 yield row, files[number].read(row.length).decode()
         finally:
@@ -91,7 +73,7 @@ class Writer:
 
     def _token_tables(self, plan: Plan, split: Split) -> Iterator[Any]:
         """Rows of exactly `pack_tokens` tokens; what is left at the end of a split is dropped."""
-        pyarrow, _ = _pyarrow()
+        pyarrow, _ = pyarrow_modules()
         length = self._settings.pack_tokens
         schema = pyarrow.schema([("input_ids", pyarrow.list_(pyarrow.int32()))])
         placed = (one for part in plan.shards[split] for one in part)
@@ -173,12 +155,3 @@ def _chunks(rows: Iterable[tuple[Row, str]]) -> Iterator[list[tuple[Row, str]]]:
             chunk = []
     if chunk:
         yield chunk
-
-
-def _pyarrow() -> tuple[Any, Any]:
-    try:
-        import pyarrow  # type: ignore[import-untyped]
-        from pyarrow import parquet
-    except ImportError:
-        raise MissingExtraError("Parquet needs pyarrow", "prepare") from None
-    return pyarrow, parquet

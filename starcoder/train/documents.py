@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
+from typing import Literal
 
-from starcoder.errors import ConfigError
+from starcoder.errors import ConfigError, MissingExtraError
 from starcoder.files import read_jsonl
 from starcoder.layouts import FimOrder
 from starcoder.repos.walk import source_files
@@ -31,22 +32,41 @@ class Piece:
     end: int  # character offset in the document where the piece ends
 
 
-def read_texts(path: Path, suffix: str = ".py") -> list[str]:
-    """All documents of a JSONL file (key `content`, or `text`) or of a folder's `suffix` files.
+def read_texts(path: Path, *, split: Literal["train", "validation"] = "train") -> list[str]:
+    """All documents of a prepared data set's split, of a JSONL file, or of a folder's Python files.
+
+    A row of a JSONL file has its text under `content` or `text`.
 
     Raises:
         ConfigError: nothing there, or lines without either key.
     """
-    if path.is_dir():
-        texts = [file.read_text("utf-8") for file in source_files(path) if file.suffix == suffix]
+    if (path / "dataset.json").is_file():
+        texts = _prepared(path, split)
+    elif path.is_dir():
+        texts = [file.read_text("utf-8") for file in source_files(path) if file.suffix == ".py"]
     elif path.is_file():
         texts = [_content(row, number, path) for number, row in enumerate(read_jsonl(path), 1)]
     else:
-        raise ConfigError(f"no training data at {str(path)!r}", "name a folder of sources or a JSONL file")
+        raise ConfigError(
+            f"no training data at {str(path)!r}", "name a folder that `starcoder prepare` wrote"
+        )
     texts = [text for text in texts if text]
     if not texts:
-        raise ConfigError(f"{str(path)!r} holds no documents", f"expected {suffix} files or JSONL lines")
+        raise ConfigError(
+            f"{str(path)!r} holds no documents", "expected a prepared data set, Python files or JSON lines"
+        )
     return texts
+
+
+def _prepared(folder: Path, split: str) -> list[str]:
+    try:
+        from pyarrow import parquet  # type: ignore[import-untyped]
+    except ImportError:
+        raise MissingExtraError("Parquet needs pyarrow", "train") from None
+    shards = sorted((folder / "data").glob(f"{split}-*.parquet"))
+    return [
+        text for shard in shards for text in parquet.read_table(shard, columns=["content"])[0].to_pylist()
+    ]
 
 
 def _content(row: Mapping[str, object], number: int, path: Path) -> str:

@@ -1,11 +1,9 @@
-"""`starcoder pretrain RECIPE`: from raw sources to a checkpoint folder that transformers loads.
+"""`starcoder pretrain RECIPE`: from a prepared data set to a checkpoint folder that transformers loads.
 
-Stages, each kept on disk under the output folder and skipped when it is there: corpus, tokenizer,
+Stages, each kept on disk under the output folder and skipped when it is there: tokenizer,
 training (resumable), export.
 """
 
-import json
-import logging
 import math
 import tomllib
 from collections.abc import Iterable, Sequence
@@ -24,24 +22,21 @@ from starcoder.model import Transformer
 from starcoder.tokenizer import Tokenizer
 from starcoder.train import distributed, loop
 from starcoder.train.checkpoints import Checkpoints
-from starcoder.train.corpus import CorpusSettings, collect
 from starcoder.train.documents import read_texts
 from starcoder.train.packing import Batch, PackedDocuments
 from starcoder.train.progress import Progress, Silent
 from starcoder.train.settings import FimSettings, OptimizerSettings
 from starcoder.train.vocabulary import train_tokenizer
 
-log = logging.getLogger(__name__)
-
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataSettings:
-    """Where documents come from: `train` and `held_out` name JSONL files or folders, or `corpus` is made."""
+    """Where documents come from: a folder that `starcoder prepare` wrote, a JSONL file, or Python files."""
 
     train: str | None = None
-    held_out: str | None = None
+    held_out: str | None = None  # None: the validation split of a prepared `train`
     held_out_tokens: int = 100_000
     tokenizer: str | None = None  # a folder; None: one is trained on the training data
     tokenizer_characters: int = 50_000_000  # training text the tokenizer is trained on
@@ -58,7 +53,6 @@ class Recipe:
     training: loop.LoopSettings
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     data: DataSettings = field(default_factory=DataSettings)
-    corpus: CorpusSettings = field(default_factory=CorpusSettings)
     fim: FimSettings = field(default_factory=FimSettings)
     threads: int | None = None
     device: str = "cpu"
@@ -81,7 +75,6 @@ class Recipe:
             "training": loop.LoopSettings,
             "optimizer": OptimizerSettings,
             "data": DataSettings,
-            "corpus": CorpusSettings,
             "fim": FimSettings,
         }
         parts: dict[str, Any] = {
@@ -127,8 +120,7 @@ def _run(recipe: Recipe, console: Console, group: distributed.Processes | None) 
         )
     if group is not None and group.rank > 0:
         group.wait()  # the first process makes what is missing
-    train_path, held_out_path = _corpus(recipe, output, console)
-    texts, held_out = read_texts(train_path), read_texts(held_out_path)
+    texts, held_out = _documents(recipe.data)
     folder = _tokenizer(recipe, texts, output, console)
     if group is not None and group.rank == 0:
         group.wait()
@@ -181,15 +173,12 @@ def held_out_batches(texts: Sequence[str], tokenizer: Tokenizer, settings: DataS
     return [plain.next_batch(min(8, rows - at)) for at in range(0, rows, 8)]
 
 
-def _corpus(recipe: Recipe, output: Path, console: Console) -> tuple[Path, Path]:
-    if recipe.data.train and recipe.data.held_out:
-        return Path(recipe.data.train), Path(recipe.data.held_out)
-    folder = output / "corpus"
-    if not (folder / "sources.json").exists():
-        console.print("collecting permissively licensed Python of this machine ...")
-        report = collect(recipe.corpus, folder)
-        log.info("dropped %s", json.dumps(report["dropped"]))
-    return folder / "train.jsonl", folder / "held_out.jsonl"
+def _documents(settings: DataSettings) -> tuple[list[str], list[str]]:
+    """What to train on and what is held out."""
+    if settings.train is None:
+        raise ConfigError("the recipe names no data", "[data] train names what `starcoder prepare` wrote")
+    held_out = Path(settings.held_out or settings.train)
+    return read_texts(Path(settings.train)), read_texts(held_out, split="validation")
 
 
 def _tokenizer(recipe: Recipe, texts: Sequence[str], output: Path, console: Console) -> Path:

@@ -262,6 +262,8 @@ def _open(data: str, settings: SourceSettings) -> tuple[Sequence[Row], Sequence[
 
 def _data_files(folder: Path) -> list[Path]:
     """Files of a data set: JSONL or Parquet, files named after a split, else CSV."""
+    if (folder / "dataset.json").is_file():  # what `prepare` wrote, next to tables of what it left out
+        folder /= "data"
     files = sorted(f for pattern in ("*", "*/*") for f in folder.glob(pattern) if f.suffix in _SUFFIXES)
     found = [f for f in files if f.suffix in (".jsonl", ".parquet")]
     named = [

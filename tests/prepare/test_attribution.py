@@ -199,7 +199,7 @@ def test_documents_of_source_files_and_json_lines(tmp_path):
         "lib",
     )
     (tmp_path / "bad.jsonl").write_text("[]\n")
-    with pytest.raises(ConfigError, match="line 1"):
+    with pytest.raises(ConfigError, match=r"bad\.jsonl:1 is not"):
         list(documents_of(tmp_path / "bad.jsonl"))
 
 
@@ -241,3 +241,16 @@ def test_command_line(tmp_path, capsys):
     assert "1 documents" in capsys.readouterr().out
     assert main(["attribution", "find", "missing.py", "--index", str(code / "attribution")]) == 2
     assert main([*arguments, "--min-characters", "0"]) == 2
+
+
+def test_data_files_among_sources_are_no_documents_and_ignored_files_are_left_out(tmp_path):
+    code = tmp_path / "code"
+    (code / "node_modules").mkdir(parents=True)
+    (code / "node_modules" / "a.js").write_text("theirs()\n")
+    (code / ".gitignore").write_text("secret.py\n")
+    (code / "secret.py").write_text("mine = 1\n")
+    (code / "a.py").write_text("x = 1\r\n")
+    (code / "events.jsonl").write_text('{"time": 1}\n')
+    (code / "mix").mkdir()
+    (code / "mix" / "t.parquet").write_bytes(b"PAR1")
+    assert [(one.path, one.text) for one in documents_of(code)] == [("a.py", "x = 1\n")]

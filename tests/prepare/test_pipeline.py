@@ -11,10 +11,12 @@ import sys
 import sysconfig
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from starcoder.cli import main
 from starcoder.errors import ConfigError
 from starcoder.files import bundled
 from starcoder.prepare import attribution, card
@@ -424,3 +426,92 @@ def test_the_trainer_reads_the_folder_with_its_splits(tree, tmp_path):
     splits = {name: sums["documents"] for name, sums in figures["splits"].items()}
     assert {"train": sources.num_documents, "validation": len(sources.validation)} == splits
     assert sources.shape.columns == ("content",)
+
+
+def test_what_was_left_out_and_masked_is_listed_and_explained(tree, tmp_path, capsys):
+    from pyarrow import parquet
+
+    copied = next((tree / "part1").iterdir())
+    (tree / "part2" / "copy.py").write_bytes(copied.read_bytes())
+    (tree / "part2" / "long.py").write_text("x = '" + "word " * 20_000 + "'\n")
+    (tree / "part2" / "who.py").write_text(
+        FUNCTION.format(name="who", n=9) * 3 + "# mail jane.roe@corp.net\n"
+    )
+    (tree / "jane.roe@corp.net.bin").write_bytes(b"\0")
+    figures = prepare(PrepareSettings(inputs=(str(tree),), validation_share=0), tmp_path / "out")
+    left_out = parquet.read_table(tmp_path / "out" / "dropped.parquet").to_pylist()
+    assert len(left_out) == sum(figures["dropped"].values()) == figures["num_seen"] - figures["num_documents"]
+    by_path = {row["path"]: row for row in left_out}
+    names = sorted([f"part1/{copied.name}", "part2/copy.py"])
+    assert by_path[names[1]]["duplicate_of"] == f"tree:{names[0]}"
+    assert by_path["part2/long.py"]["reason"].startswith("filter line_")
+    assert not any("jane" in str(row) for row in left_out)
+    (masked,) = parquet.read_table(tmp_path / "out" / "masked.parquet").to_pylist()
+    assert (masked["path"], masked["kind"], masked["num"]) == ("part2/who.py", "email", 1)
+    assert main(["prepare", "part2/long.py", "who.py", "--explain", str(tmp_path / "out")]) == 0
+    shown = capsys.readouterr().out
+    assert "dropped: repository tree, path part2/long.py, reason filter line_" in shown
+    assert "kept: split train, repository tree, path part2/who.py" in shown
+    assert "masked: repository tree, path part2/who.py, document file, kind email, num 1" in shown
+    assert main(["prepare", "nowhere.py", "--explain", str(tmp_path / "out")]) == 2
+
+
+@pytest.mark.parametrize("wrong", ["revision", "export", "filter"])
+def test_a_failed_start_leaves_nothing_in_the_way_of_the_corrected_one(wrong, repository, tmp_path):
+    right = PrepareSettings(inputs=(str(repository),))
+    changes = {
+        "revision": {"inputs": (f"{repository}@typo",)},
+        "export": {"issues": (tmp_path / "none.json",)},
+        "filter": {"languages": ("Rust",)},
+    }
+    with pytest.raises(ConfigError):
+        prepare(replace(right, **changes[wrong]), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert prepare(right, tmp_path / "out")["num_documents"] == 2
+
+
+def test_a_base_leaves_what_is_new(tree, repository, tmp_path):
+    base = prepare(PrepareSettings(inputs=(str(repository),), validation_share=0), tmp_path / "base")
+    known = {row["content"] for row in read_rows(tmp_path / "base")}
+    (tree / "part0" / "known.py").write_text((repository / "own.py").read_text())
+    settings = PrepareSettings(
+        inputs=(str(tree), str(repository)), base=tmp_path / "base", validation_share=0
+    )
+    figures = prepare(settings, tmp_path / "next")
+    assert figures["repositories"].keys() == {"tree"}
+    assert figures["dropped"]["repository at a commit that the base has"] == 1
+    assert figures["dropped"]["exact duplicate"] == 1
+    assert known.isdisjoint(row["content"] for row in read_rows(tmp_path / "next"))
+    (repository / "fresh.py").write_text(FUNCTION.format(name="entirely_fresh", n=5) * 3)
+    git(repository, "add", ".")
+    git(repository, "commit", "-qm", "Add a fresh module")
+    again = PrepareSettings(inputs=(str(repository),), base=tmp_path / "base", validation_share=0)
+    newer = prepare(again, tmp_path / "newer")
+    assert [row["path"] for row in read_rows(tmp_path / "newer")] == ["fresh.py"]
+    assert newer["revisions"] != base["revisions"]
+
+
+def test_named_repositories_are_held_out_and_none_dominates(tree, repository, tmp_path):
+    settings = PrepareSettings(
+        inputs=(str(tree), str(repository)), held_out=("re*",), max_repository_bytes=9000
+    )
+    figures = prepare(settings, tmp_path / "out")
+    assert {row["repository"] for row in read_rows(tmp_path / "out", "validation")} == {"repo"}
+    assert {row["repository"] for row in read_rows(tmp_path / "out", "train")} == {"tree"}
+    assert sum(len(row["content"].encode()) for row in read_rows(tmp_path / "out", "train")) <= 9000
+    assert figures["dropped"]["repository above max_repository_bytes"] > 10
+    with pytest.raises(ConfigError, match="no repository is named 'none'"):
+        prepare(replace(settings, held_out=("none",)), tmp_path / "other")
+
+
+def test_pretraining_reads_what_was_prepared(tree, tmp_path):
+    pytest.importorskip("torch", reason="the trainer needs torch")
+    from starcoder.train.documents import read_texts
+    from starcoder.train.pretrain import Recipe
+
+    prepare(PrepareSettings(inputs=(str(tree),), validation_share=0.3), tmp_path / "out")
+    for split in ("train", "validation"):
+        rows = read_rows(tmp_path / "out", split)
+        assert read_texts(tmp_path / "out", split=split) == [row["content"] for row in rows]
+    recipe = Recipe.read(Path(__file__).parents[2] / "recipes" / "nano.toml")
+    assert (recipe.data.train, recipe.data.held_out) == ("runs/nano/data", None)
