@@ -296,7 +296,6 @@ class _Worker:
         job = {
             "language": program.language,
             "sizes": [len(source), len(task)],
-            "has_reference": bool(program.cases and not program.cases.expected),
             "tools": self._toolchains.get(program.language, {}),
             "limits": asdict(limits),
         }

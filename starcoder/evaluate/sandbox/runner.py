@@ -32,7 +32,7 @@ from starcoder.evaluate.sandbox.verdicts import Cases, Kind
 _DETAIL = 300
 _MAX_SHOWN = 1000  # characters of a failing input, of what was expected, of what was found
 _LAYER_ERRORS = (1, 13, 30, 38, 101)  # EPERM, EACCES, EROFS, ENOSYS, ENETUNREACH
-_TIME_FACTOR = 4  # of the reference's own time. Source: evalplus v0.3.1: evalplus/config.py
+_REFERENCE_CPU_S = 1800
 
 
 class NeedsTogether(BaseException):
@@ -69,12 +69,12 @@ class Order:
 
 
 def judge(
-    channel: Channel, order: Order, source: str, task_text: str, allow: Callable[[float], None]
+    channel: Channel, order: Order, source: str, task_text: str, report: Callable[[dict[str, float]], None]
 ) -> Outcome:
     """Try the candidate at the other end of `channel`.
 
-    Tests that leave nothing behind run in this process, others in a child of it. `allow` is told how many
-    seconds the candidate may take, where the task's own solution needs long.
+    Tests that leave nothing behind run in this process, others in a child of it. `report` is called when the
+    task's reference begins to compute (`{}`), and with `reference_s` of CPU time when it has ended.
     """
     ask = _Asker(channel)
     try:
@@ -85,7 +85,7 @@ def judge(
         if task.code is not None and task.leaves_nothing:
             return _run(ask, task, order.nonce)
         if task.cases is not None:
-            return _in_a_child(lambda: _run_cases(ask, task, order.nonce, allow), None)
+            return _in_a_child(lambda: _run_cases(ask, task, order.nonce, report), _REFERENCE_CPU_S)
         return _in_a_child(lambda: _run(ask, task, order.nonce), order.cpu_s)
     except BaseException as error:
         return _failure(error, ask)
@@ -173,17 +173,12 @@ def _run(ask: "_Asker", task: _Task, nonce: str) -> Outcome:
     return ask.checked(Outcome("passed", "", nonce))
 
 
-def _run_cases(ask: "_Asker", task: _Task, nonce: str, allow: Callable[[float], None]) -> Outcome:
+def _run_cases(ask: "_Asker", task: _Task, nonce: str, report: Callable[[dict[str, float]], None]) -> Outcome:
     """Call the entry point on every input and compare with what the reference returns."""
     assert task.cases is not None, "the task has cases"
     cases = task.cases
     try:
-        inputs = Reader(_no_objects).read(json.loads(cases.inputs))
-        assert isinstance(inputs, list), "inputs are a list of lists of arguments"
-        began = time.process_time()
-        expected = _expected(cases, inputs)
-        allow(_TIME_FACTOR * (time.process_time() - began))
-        for arguments, wanted in zip(inputs, expected, strict=True):
+        for arguments, wanted in _expected(cases, report):
             found = ask.call(cases.entry_point, tuple(arguments), {})
             try:
                 is_right = agree(found, wanted, arguments, rule=cases.rule, tolerance=cases.tolerance)
@@ -200,17 +195,28 @@ def _run_cases(ask: "_Asker", task: _Task, nonce: str, allow: Callable[[float], 
     return Outcome("passed", "", nonce)
 
 
-def _expected(cases: Cases, inputs: list[Any]) -> list[object]:
+def _expected(cases: Cases, report: Callable[[dict[str, float]], None]) -> Iterator[tuple[list[Any], object]]:
+    """Every input with what is expected; of a reference the first alone, because most failures show there."""
+    inputs = Reader(_no_objects).read(json.loads(cases.inputs))
+    assert isinstance(inputs, list), "inputs are a list of lists of arguments"
     if cases.expected:
         stored = Reader(_no_objects).read(json.loads(cases.expected))
         assert isinstance(stored, list), "one expected value for each input"
-        return stored
+        yield from zip(inputs, stored, strict=True)
+        return
     names: dict[str, Any] = {"__name__": "reference"}
     exec(compile(cases.reference, "<reference>", "exec"), names)
-    return [names[cases.entry_point](*copy.deepcopy(arguments)) for arguments in inputs]
+    for batch in (inputs[:1], inputs[1:]):
+        report({})
+        began = time.process_time()
+        expected = [names[cases.entry_point](*copy.deepcopy(arguments)) for arguments in batch]
+        for value in expected:  # sending its answer is a part of the candidate's time, so of the reference's
+            json.dumps(encode(value, _no_objects))
+        report({"reference_s": time.process_time() - began})
+        yield from zip(batch, expected, strict=True)
 
 
-def _no_objects(number: int, is_iterator: bool) -> NoReturn:
+def _no_objects(number: object, is_iterator: bool) -> NoReturn:
     raise Malformed("the task's own data has no objects")
 
 

@@ -28,7 +28,8 @@ from starcoder.evaluate.sandbox.verdicts import Kind, Limits
 
 _LENGTH = struct.Struct("<I")
 _WATCH_S, _CLOSE_WATCH_S = 0.02, 0.004  # between two looks at what is used; the second above half the memory
-_PATIENCE = 10  # times the time limit: an end by the wall clock, whatever kept the program waiting
+_PATIENCE = 60  # times the time limit: an end by the wall clock, whatever kept the program waiting
+_TIME_FACTOR = 4  # of the reference's own time. Source: evalplus v0.3.1: evalplus/config.py
 _COMMON = "bisect collections copy datetime functools heapq itertools json math operator re string typing"
 """Modules that most programs use, imported before any; each more makes every fork slower."""
 _TRIALS_UNWEIGHED = 16  # between two looks at the size of the test runner
@@ -38,7 +39,6 @@ _MAX_RUNNER_BYTES = 64 << 20  # a test runner that answers have blown up is repl
 class _Job(TypedDict):
     language: str
     sizes: list[int]
-    has_reference: bool
     tools: dict[str, str]
     limits: dict[str, float]
 
@@ -137,8 +137,7 @@ class Worker:
         with ours, theirs, contextlib.suppress(ConnectionError, TimeoutError):
             fork_server.fork(ours)
             test_runner.begin(theirs, order, self._texts, job["sizes"], _PATIENCE * limits.timeout_s)
-        watch = _Watch(self._context, limits, test_runner, fork_server, is_computing=job["has_reference"])
-        outcome, is_answer = watch.outcome()
+        outcome, is_answer = _Watch(self._context, limits, test_runner, fork_server).outcome()
         if not is_answer or outcome.kind == "memory" or self._has_grown(test_runner):
             self._end_test_runner()
         status, is_clean = fork_server.clear() if is_answer else (0, False)
@@ -165,7 +164,7 @@ class Worker:
         with contextlib.suppress(ConnectionError):
             self._texts.send(Channel(process.line))
         longer = replace(room, timeout_s=limits.timeout_s + commands.compile_s(language))
-        outcome, _ = _Watch(self._context, longer, process, process, is_computing=False).outcome()
+        outcome, _ = _Watch(self._context, longer, process, process).outcome()
         process.end(self._processes())
         return _believed(outcome, nonce)
 
@@ -212,19 +211,13 @@ class _Watch:
     """Waits for the outcome of one trial and stops it at its limits.
 
     Time is counted without that in which processes waited for a core, so that a verdict does not depend on
-    what else the machine does. While the reference computes what is expected, its time is not counted either.
+    what else the machine does, and without that in which the task's reference computed what is expected.
     """
 
     def __init__(
-        self,
-        context: Context,
-        limits: Limits,
-        runner: IsolatedProcess,
-        candidates: IsolatedProcess,
-        *,
-        is_computing: bool,
+        self, context: Context, limits: Limits, runner: IsolatedProcess, candidates: IsolatedProcess
     ):
-        self._limits, self._is_computing = limits, is_computing
+        self._limits = limits
         self._line, self._candidates = runner.line, candidates
         self._runner = 0 if runner is candidates else runner.process
         self._is_watching = "usage-watch" in context.layers
@@ -232,6 +225,9 @@ class _Watch:
         self._began = time.monotonic()
         self._before: usage.Usage | None = None
         self._step_s = _WATCH_S
+        self._seen, self._waited_s = (self._began, 0.0), 0.0
+        self._reference_s = 0.0
+        self._reference_began_s: float | None = None  # the test runner's CPU time then; None: at rest
 
     def outcome(self) -> tuple[Outcome, bool]:
         """What the test runner says, or what stopped it; and which of both it is."""
@@ -244,24 +240,36 @@ class _Watch:
                     message = Channel(self._line).receive()
                 except (EOFError, TimeoutError, Malformed):
                     return Outcome("error", "the process that runs the tests was ended"), False
-                if not isinstance(message, dict) or "allowed_s" not in message:
+                if not isinstance(message, dict) or "kind" in message:
                     return _outcome(message), True
-                self._allow(message["allowed_s"])
+                self._note_reference(message.get("reference_s"))
             elif stopped := self._exceeded():
                 return stopped, False
 
-    def _allow(self, seconds: float) -> None:
-        self._allowed_s = max(self._limits.timeout_s, seconds)
-        self._began, self._before, self._is_computing = time.monotonic(), None, False
+    def _note_reference(self, seconds: float | None) -> None:
+        if seconds is None:
+            measured = usage.measure(self._runner).runner_cpu_s if self._is_watching else 0.0
+            self._reference_began_s = measured
+        else:
+            self._reference_s, self._reference_began_s = self._reference_s + seconds, None
+            self._allowed_s = max(self._limits.timeout_s, _TIME_FACTOR * self._reference_s)
+
+    def _count_waiting(self, now: usage.Usage) -> None:
+        """Add what processes waited since the last look: together no longer than that was ago."""
+        seen_s, waited_s = self._seen
+        self._seen = time.monotonic(), now.waited_s
+        self._waited_s += min(self._seen[0] - seen_s, max(0.0, now.waited_s - waited_s))
 
     def _exceeded(self) -> Outcome | None:
         """The limit that the program is above, if there is one."""
-        wall_s, allowed_s = time.monotonic() - self._began, self._allowed_s
+        allowed_s = self._allowed_s
+        spent_s = time.monotonic() - self._began - self._reference_s
         late = Outcome("timeout", f"not done after {allowed_s:g} s")
         if not self._is_watching:
-            return late if wall_s > allowed_s else None
+            return late if self._reference_began_s is None and spent_s > allowed_s else None
         now = usage.measure(self._runner)
         before = self._before = self._before or _base(now, self._candidates.process)
+        self._count_waiting(now)
         limit_bytes = self._limits.memory_bytes
         servers = {self._runner, self._candidates.process}
         held_bytes = usage.memory_bytes(now, servers, limit_bytes, self._candidates.tmp)
@@ -271,13 +279,13 @@ class _Watch:
         cpu_limit_s = max(self._limits.cpu_s, allowed_s)
         if now.candidate_cpu_s - before.candidate_cpu_s > cpu_limit_s:
             return Outcome("timeout", f"more than {cpu_limit_s:g} s of CPU time")
-        not_counted_s = now.waited_s - before.waited_s
-        if self._is_computing:
-            not_counted_s += now.runner_cpu_s - before.runner_cpu_s
-        if wall_s - not_counted_s > allowed_s:
-            return late
-        patience_s = _PATIENCE * allowed_s + 4 * (now.runner_cpu_s - before.runner_cpu_s)
-        return late if wall_s > patience_s else None
+        runner_s = now.runner_cpu_s - before.runner_cpu_s - self._reference_s
+        if self._reference_began_s is not None:
+            reference_s = now.runner_cpu_s - self._reference_began_s
+            spent_s, runner_s = spent_s - reference_s, runner_s - reference_s
+        # What the test runner computes is not the candidate's time, unless its answers make it compute long.
+        not_counted_s = self._waited_s + min(max(0.0, runner_s), 2 * allowed_s)
+        return late if spent_s - not_counted_s > allowed_s or spent_s > _PATIENCE * allowed_s else None
 
 
 def _base(first: usage.Usage, fork_server: int) -> usage.Usage:
