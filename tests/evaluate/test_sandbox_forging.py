@@ -35,7 +35,8 @@ TEXTS = {
     "assert len(add([1], [2])) == 2 and tuple(map(lambda x: add(x, 1), (1, 2))) == (2, 3)\n",
     "exec": "names = {'expected': 5}\nexec('def verify(f):\\n    assert f(2, 3) == expected', names)\n"
     "names['verify'](add)\nassert eval('x + 1', {'x': add(1, 1)}) == 3\n",
-    "exceptions": "def fails(*args):\n    try:\n        add(*args)\n    except TypeError:\n        return True\n"
+    "exceptions": "def fails(*args):\n    try:\n        add(*args)\n"
+    "    except TypeError:\n        return True\n"
     "    except BaseException as error:\n        raise AssertionError from error\n    return False\n"
     "assert fails(1, 'a') and fails(None, 1) and not fails(1, 2)\n"
     "assert next(x for x in map(add, [1], [2])) == 3 and list(map(add, [1, 2], [3, 4])) == [4, 6]\n",
@@ -172,7 +173,12 @@ def fuzzed(rng: random.Random) -> bytes:
     return bytes(data)
 
 
-NAMES = ["int", "tuple", "tuples", "set", "frozenset", "dict", "keys", "values", "items", "bytes", "bytearray", "complex", "range", "decimal", "fraction", "type", "date", "time", "datetime", "timedelta", "deque", "counter", "ordered", "defaultdict", "record", "array", "object", "iterator", "value", "_value", "__class__", "StopIteration", "SystemExit", "KeyError", "exec", "t", "v"]  # fmt: skip
+NAMES = (
+    "int", "tuple", "tuples", "set", "frozenset", "dict", "keys", "values", "items", "bytes",
+    "bytearray", "complex", "range", "decimal", "fraction", "type", "date", "time", "datetime",
+    "timedelta", "deque", "counter", "ordered", "defaultdict", "record", "array", "object", "iterator",
+    "value", "_value", "__class__", "StopIteration", "SystemExit", "KeyError", "exec", "t", "v",
+)  # fmt: skip
 
 
 def form(rng: random.Random, depth: int):

@@ -44,10 +44,14 @@ class Usage:
     def runner_cpu_s(self) -> float:
         return sum(process.cpu_s for process in self.runner)
 
-    @property
-    def waited_s(self) -> float:
-        """Seconds in which processes could have run but no core was free."""
-        return sum(process.waited_s for process in (*self.candidate, *self.runner))
+    def waited_s(self, server: int) -> float:
+        """Seconds in which the candidate or the test runner could have run but no core was free.
+
+        Of the candidate's processes the one that waited most counts, or many could save up time to sleep;
+        not its fork server, whose number is `server`.
+        """
+        own = [process.waited_s for process in self.candidate if process.number != server]
+        return max(own, default=0.0) + sum(process.waited_s for process in self.runner)
 
 
 def measure(runner: int) -> Usage:

@@ -225,7 +225,6 @@ class _Watch:
         self._began = time.monotonic()
         self._before: usage.Usage | None = None
         self._step_s = _WATCH_S
-        self._seen, self._waited_s = (self._began, 0.0), 0.0
         self._reference_s = 0.0
         self._reference_began_s: float | None = None  # the test runner's CPU time then; None: at rest
 
@@ -254,12 +253,6 @@ class _Watch:
             self._reference_s, self._reference_began_s = self._reference_s + seconds, None
             self._allowed_s = max(self._limits.timeout_s, _TIME_FACTOR * self._reference_s)
 
-    def _count_waiting(self, now: usage.Usage) -> None:
-        """Add what processes waited since the last look: together no longer than that was ago."""
-        seen_s, waited_s = self._seen
-        self._seen = time.monotonic(), now.waited_s
-        self._waited_s += min(self._seen[0] - seen_s, max(0.0, now.waited_s - waited_s))
-
     def _exceeded(self) -> Outcome | None:
         """The limit that the program is above, if there is one."""
         allowed_s = self._allowed_s
@@ -269,7 +262,6 @@ class _Watch:
             return late if self._reference_began_s is None and spent_s > allowed_s else None
         now = usage.measure(self._runner)
         before = self._before = self._before or _base(now, self._candidates.process)
-        self._count_waiting(now)
         limit_bytes = self._limits.memory_bytes
         servers = {self._runner, self._candidates.process}
         held_bytes = usage.memory_bytes(now, servers, limit_bytes, self._candidates.tmp)
@@ -283,8 +275,10 @@ class _Watch:
         if self._reference_began_s is not None:
             reference_s = now.runner_cpu_s - self._reference_began_s
             spent_s, runner_s = spent_s - reference_s, runner_s - reference_s
+        server = self._candidates.process
+        waited_s = now.waited_s(server) - before.waited_s(server)
         # What the test runner computes is not the candidate's time, unless its answers make it compute long.
-        not_counted_s = self._waited_s + min(max(0.0, runner_s), 2 * allowed_s)
+        not_counted_s = waited_s + min(max(0.0, runner_s), 2 * allowed_s)
         return late if spent_s - not_counted_s > allowed_s or spent_s > _PATIENCE * allowed_s else None
 
 
