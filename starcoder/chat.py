@@ -10,7 +10,7 @@ text become one. Masks need `{% generation %}` in templates that change a messag
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cache
@@ -228,12 +228,17 @@ class ChatTemplate:
         return hidden.encode(text, vocabulary)
 
     def encode_dialogue(
-        self, messages: Sequence[Message], vocabulary: Vocabulary, *, tools: Sequence[Tool] | None = None
+        self,
+        messages: Sequence[Message],
+        vocabulary: Vocabulary,
+        *,
+        tools: Sequence[Tool] | None = None,
+        masked: Collection[int] = (),
     ) -> tuple[list[int], list[bool]]:
         """Ids of a whole dialogue and which of them are learned: what the assistant writes and its end.
 
-        What follows the last answer is left out; both are empty if there is none. End of text comes once, at
-        the end.
+        Answers with numbers in `masked` are not learned. What follows the last answer is left out; both are
+        empty if there is none. End of text comes once, at the end.
 
         Raises:
             RequestError: as from `render`, or the answers cannot be found in what the template makes of them.
@@ -243,6 +248,7 @@ class ChatTemplate:
             turns.pop()
         if not turns:
             return [], []
+        wanted = [n not in masked for n, turn in enumerate(turns) if turn.get("role") == "assistant"]
         turns, tools = self.adapted(turns, tools)
         special = any_of(vocabulary.special_tokens)
         hidden = _Hidden.of((turns, tools, self.source))
@@ -251,10 +257,17 @@ class ChatTemplate:
         is_learned: list[bool] = []
         answer: list[int] = []  # the last one, until its end is found
         special_ids = {*vocabulary.special_tokens.values()}
-        for text, is_answer in self._segments(safe, safe_tools, hidden):
+        segments = list(self._segments(safe, safe_tools, hidden))
+        if masked and sum(is_answer for _, is_answer in segments) != len(wanted):
+            raise RequestError(
+                "the chat template does not mark each answer once, so that some cannot be masked",
+                "put {% generation %} around each answer, in a template given by --chat-template",
+            )
+        for text, is_answer in segments:
             found = hidden.encode(text, vocabulary)
             if is_answer:
-                num_learned, answer = len(found), found
+                is_wanted = not masked or wanted.pop(0)
+                num_learned, answer = (len(found), found) if is_wanted else (0, [])
             else:
                 num_learned = 0 if not answer else _end_of_turn(answer, found, special_ids, vocabulary)
                 answer = []

@@ -10,6 +10,7 @@ import json
 import os
 import secrets
 import shutil
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -141,6 +142,20 @@ def require_space(path: Path, size_bytes: int) -> None:
             f"'{path}' takes {size_bytes / 1e6:,.0f} MB, and its disk has {free / 1e6:,.0f} MB left",
             "make room, or give a path on another disk",
         )
+
+
+def read_bytes(path: Path) -> bytes:
+    """A file's bytes, unpacked if it is compressed by gzip or zstd.
+
+    Raises:
+        ConfigError: damaged compression; zstd without pyarrow.
+        OSError: the file cannot be read.
+    """
+    try:
+        with _opened(path) as file:
+            return file.read()
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ConfigError(f"{str(path)!r} is damaged: {error}", "fetch or write the file again") from None
 
 
 def read_jsonl(

@@ -48,9 +48,8 @@ IGNORED = {
 def run(
     config: Path | None = None,
     *,
-    recipe: Annotated[Recipe, Section("Training", without=("seq_length", "warmup_steps"))] = Recipe(),
+    recipe: Annotated[Recipe, Section("Training", without=("seq_length",))] = Recipe(),
     seq_length: int | None = None,
-    warmup_steps: int | None = None,
     threads: int | None = None,
     verify_packing: bool = False,
     printed: Annotated[OutputOptions, Section("Output", without=("config",))] = OutputOptions(),
@@ -70,7 +69,6 @@ def run(
     Args:
         config: TOML file with options by the same names; options of the command line override it.
         seq_length: Number of tokens in a row; 2048 by default, or all that the model takes if that is less.
-        warmup_steps: Number of steps in which the learning rate rises; 3 % of all by default.
         threads: Number of CPU threads; torch's choice by default.
         verify_packing: Compare packed with separate documents on this model and data; trains nothing.
     """
@@ -78,7 +76,7 @@ def run(
         raise ConfigError("there is no folder to write to", "name one with --output, such as runs/mine")
     if threads is not None and threads < 1:
         raise ConfigError(f"threads is {threads}; expected at least 1")
-    recipe = complete(recipe, seq_length, warmup_steps)
+    recipe = complete(recipe, seq_length)
     ask_for_large_pages()
     import torch
     from rich.console import Console
@@ -103,21 +101,14 @@ def run(
         print(json.dumps(_document(result)) if printed.json else result.folder)
 
 
-def complete(recipe: Recipe, seq_length: int | None, warmup_steps: int | None) -> Recipe:
-    """The recipe with what depends on the model and on the length of the run."""
+def complete(recipe: Recipe, seq_length: int | None) -> Recipe:
+    """The recipe with what depends on the model."""
     if seq_length is None:
         from starcoder import checkpoint  # imports torch
         from starcoder.train.memory import usual_length
 
         seq_length = usual_length(checkpoint.read_config(checkpoint.resolve_config(recipe.model)))
-    if warmup_steps is None:
-        warmup_steps = max(1, round(0.03 * (recipe.max_steps or 300)))
-    return replace(
-        recipe,
-        seq_length=seq_length,
-        optimizer=replace(recipe.optimizer, warmup_steps=warmup_steps),
-        adapter=replace(recipe.adapter, seed=recipe.seed),
-    )
+    return replace(recipe, seq_length=seq_length, adapter=replace(recipe.adapter, seed=recipe.seed))
 
 
 def _terminated() -> "_Flag":

@@ -177,7 +177,7 @@ def syntax_spans(text: str) -> tuple[tuple[int, int], ...]:
             tree = ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return ()
-    lines = text.splitlines(keepends=True) if "\f" not in text else re.split(r"(?<=\n)", text)
+    lines = re.split(r"(?<=\n)|(?<=\r)(?!\n)", text)  # where Python's parser sees line ends, and nowhere else
     starts = list(accumulate(map(len, lines), initial=0))
 
     def place(line: int, column: int) -> int:

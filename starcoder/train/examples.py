@@ -1,7 +1,7 @@
-"""Rows -> examples: tokens that attend to one another, with a mask of those the model learns to write.
+"""Records -> examples: tokens that attend to one another, with a mask of those the model learns to write.
 
-Three formats: code (with fill-in-the-middle and the family's layout of files), pairs of a question and its
-answer, and dialogues. End-of-text is learnt once, where a document ends.
+Code (with fill-in-the-middle and the family's layout of files), pairs of a prompt and its completion, infills
+and conversations. End-of-text is learned once, where a document ends.
 """
 
 import random
@@ -10,21 +10,32 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
-from starcoder.chat import ChatTemplate, Message
+from starcoder.chat import ChatTemplate
 from starcoder.errors import ConfigError, RequestError
+from starcoder.layouts import FimOrder
 from starcoder.tokenizer import Tokenizer
 from starcoder.train.documents import PLAIN, Frame, cut_piece, syntax_spans
 from starcoder.train.packing import MIN_PIECE_TOKENS
 from starcoder.train.settings import QUESTION, FimSettings, FormatSettings
-from starcoder.train.sources import Row, Shape
-
-_TAGGED = ("notebook", "commit", "issue")  # kinds of `starcoder prepare` that hold tags on purpose
-_HEADER_COLUMNS = {"repo": "repository", "path": "path", "stars": "stars"}
+from starcoder.train.shapes import (
+    ANSWER_COLUMNS,
+    PROMPT_COLUMNS,
+    Conversation,
+    Document,
+    Infill,
+    Kind,
+    Pair,
+    Preference,
+    Rated,
+    Record,
+    Repository,
+    RowError,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One sequence: its tokens, and which of them are learnt."""
+    """One sequence: its tokens, and which of them are learned."""
 
     tokens: list[int]
     learnt: list[bool]
@@ -32,14 +43,18 @@ class Example:
 
     @property
     def num_learnt(self) -> int:
-        """Tokens the loss sees; the first has nothing before it to be told from."""
+        """Tokens the loss sees; the first has nothing before it to be predicted from."""
         return sum(self.learnt[1:])
 
 
 class Format(Protocol):
-    """Makes examples of one row, none longer than `room` tokens; none that teaches nothing."""
+    """Makes examples of one record, none longer than `room` tokens; none that teaches nothing.
 
-    def __call__(self, row: Row, room: int, rng: random.Random) -> list[Example]: ...
+    Raises:
+        RowError: the record cannot be shown, by the chat template for example.
+    """
+
+    def __call__(self, record: Record, room: int, rng: random.Random) -> list[Example]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,17 +68,16 @@ class Code:
     tokenizer: Tokenizer
     fim: FimSettings
     layout: Literal["plain", "file", "repository"]
-    column: str
     metadata_rate: float = 0.5
 
-    def __call__(self, row: Row, room: int, rng: random.Random) -> list[Example]:
-        if row.get("kind") in _TAGGED:
-            return self._tagged(_text(row, self.column), room)
-        if self.layout == "repository":
-            return list(self._repository(row, room, rng))
-        text, frame = _text(row, self.column), PLAIN
+    def __call__(self, record: Document | Repository, room: int, rng: random.Random) -> list[Example]:
+        if isinstance(record, Repository):
+            return list(self._repository(record, room, rng))
+        if record.is_tagged:
+            return self._tagged(record.text, room)
+        text, frame = record.text, PLAIN
         if self.layout == "file":
-            text, frame = self._named(row, text, rng)
+            text, frame = self._named(record, rng)
         return [_all_learnt(piece, cut) for piece, cut in self._pieces(text, frame, room, rng)]
 
     def _tagged(self, text: str, room: int) -> list[Example]:
@@ -88,10 +102,10 @@ class Code:
         spans = syntax_spans(text) if self.fim.rate and self.fim.syntax_rate else ()
         return tuple((a + lead, b + lead) for a, b in spans)
 
-    def _named(self, row: Row, text: str, rng: random.Random) -> tuple[str, Frame]:
+    def _named(self, record: Document, rng: random.Random) -> tuple[str, Frame]:
         """One file with its repository and path in front, each as often as `metadata_rate` says."""
-        sentinels, encode = self.tokenizer.sentinels, self.tokenizer.encode
-        given = {name: _text(row, column) for name, column in _HEADER_COLUMNS.items()}
+        sentinels, encode, text = self.tokenizer.sentinels, self.tokenizer.encode, record.text
+        given = {"repo": record.repository, "path": record.path, "stars": record.stars}
         if sentinels.layout.header == "tags":
             given = {name: x if x and rng.random() < self.metadata_rate else "" for name, x in given.items()}
         elif not given["path"] or rng.random() >= self.metadata_rate:
@@ -102,20 +116,20 @@ class Code:
         before = (*header.repository, *header.file)
         return header.line + text, Frame(before=before, tags=header.tags, lead=len(header.line))
 
-    def _repository(self, row: Row, room: int, rng: random.Random) -> Iterator[Example]:
+    def _repository(self, record: Repository, room: int, rng: random.Random) -> Iterator[Example]:
         """All files of one repository in random order; end-of-text once, after the last."""
         s, encode = self.tokenizer.sentinels, self.tokenizer.encode
         assert s.file_sep is not None, "the layout was chosen for a vocabulary that has it"
-        files = list(_files(row, self.column))
+        files = [file for file in record.files if file.text]
         rng.shuffle(files)
         is_named = rng.random() < self.metadata_rate
-        named = [*s.repository(encode, _text(row, "repository"))] if is_named else []
+        named = [*s.repository(encode, record.name)] if is_named else []
         named = named if 4 * len(named) <= room else []
         fim = self.fim if rng.random() < 0.5 else FimSettings(rate=0)
         out = list(named)
-        for number, (path, content) in enumerate(files):
-            text, lead = (f"{path}\n{content}", len(path) + 1) if is_named else (content, 0)
-            frame = Frame(lead=lead, ends=False, spans=self._spans(content, lead))
+        for number, file in enumerate(files):
+            text, lead = (f"{file.path}\n{file.text}", len(file.path) + 1) if is_named else (file.text, 0)
+            frame = Frame(lead=lead, ends=False, spans=self._spans(file.text, lead))
             start = 0
             while start < len(text):
                 if room - len(out) - 2 < MIN_PIECE_TOKENS:
@@ -132,18 +146,17 @@ class Code:
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
-    """A question and its answer in a template; the answer and end-of-text are learnt.
+    """A question and its answer in a template; the answer and end-of-text are learned.
 
     Blanks at the prompt's end go to the answer: its first token then is one that follows a prompt in use.
     """
 
     tokenizer: Tokenizer
     template: str
-    columns: tuple[str, str]
     learn_prompts: bool = False
 
-    def __call__(self, row: Row, room: int, rng: random.Random) -> list[Example]:
-        before, _, after = self._filled(row).partition(_SPLIT)
+    def __call__(self, record: Pair, room: int, rng: random.Random) -> list[Example]:
+        before, _, after = self._filled(record).partition(_SPLIT)
         prompt = before.rstrip(" ")
         question = self.tokenizer.encode(prompt)
         answer = self.tokenizer.encode(before[len(prompt) :] + after)
@@ -151,81 +164,138 @@ class Pairs:
         learnt = [self.learn_prompts] * len(question) + [True] * (len(answer) + 1)
         return _cut_to(tokens, learnt, room) if after.strip() else []
 
-    def _filled(self, row: Row) -> str:
-        prompt, completion = (_text(row, name) for name in self.columns)
-        values = {name: _text(row, name) for name in row} | {"prompt": prompt}
-        for name in ("completion", self.columns[1]):
-            values[name] = _SPLIT + completion
-        return self.template.format_map(values)
+    def _filled(self, record: Pair) -> str:
+        values = _Columns(record.columns) | {"prompt": record.prompt}
+        for name in ("completion", record.completion_column):
+            values[name] = _SPLIT + record.completion
+        return self.template.format_map(_Columns(values))
+
+
+class _Columns(dict[str, str]):
+    """The texts of a row by column; what a row lacks is empty."""
+
+    def __missing__(self, key: str) -> str:
+        return ""
 
 
 _SPLIT = "\ue002"  # a private-use character: where in the filled template the completion begins
 
 
 @dataclass(frozen=True, slots=True)
+class Infills:
+    """Code around a hole, as a prompt has it; what fills it is learned. Far ends of long texts are cut."""
+
+    tokenizer: Tokenizer
+    spm_rate: float = 0.5
+
+    def __call__(self, record: Infill, room: int, rng: random.Random) -> list[Example]:
+        encode, s = self.tokenizer.encode, self.tokenizer.sentinels
+        if not record.middle:
+            return []
+        middle = [*encode(record.middle), s.eos]
+        order = s.order("spm" if rng.random() < self.spm_rate else "psm")
+        prompt, is_cut = infill_prompt(self.tokenizer, record, order, room - len(middle))
+        tokens = [*prompt, *middle]
+        learnt = [False] * len(prompt) + [True] * len(middle)
+        return [Example(tokens, learnt, is_cut)] if len(tokens) <= room else []
+
+
+def infill_prompt(tokenizer: Tokenizer, record: Infill, order: FimOrder, room: int) -> tuple[list[int], bool]:
+    """The prompt of an infill in at most `room` tokens, if its sentinels fit; and whether text was cut.
+
+    The prefix loses its start, the suffix its end, never a sentinel; the suffix keeps a quarter at least.
+    """
+    s, prefix = tokenizer.sentinels, tokenizer.encode(record.prefix)
+    suffix = tokenizer.encode(record.suffix)
+    free = max(0, room - s.layout.num_sentinels)
+    is_cut = len(prefix) + len(suffix) > free
+    if is_cut:
+        suffix = suffix[: max(free // 4, free - len(prefix))]
+        prefix = prefix[max(0, len(prefix) - (free - len(suffix))) :]
+    return s.infill(order, prefix, suffix), is_cut
+
+
+@dataclass(frozen=True, slots=True)
 class Dialogues:
-    """Messages in the tokenizer's chat template; what the assistant says and how its turn ends is learnt."""
+    """Messages in a chat template; what the assistant says and how its turn ends is learned."""
 
     tokenizer: Tokenizer
     template: ChatTemplate
-    column: str
 
-    def __call__(self, row: Row, room: int, rng: random.Random) -> list[Example]:
-        messages = read_messages(row.get(self.column))
-        try:
-            tokens, learnt = self.template.encode_dialogue(messages, self.tokenizer)
-        except RequestError as error:
-            raise ConfigError(error.message, error.hint) from None
+    def __call__(self, record: Conversation, room: int, rng: random.Random) -> list[Example]:
+        tokens, learnt = self.encode(record)
         return _cut_to(tokens, learnt, room)
 
-
-_ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
-
-
-def read_messages(value: object) -> list[Message]:
-    """Messages with `role` and `content`; `from` and `value` are read as well."""
-    if not isinstance(value, list) or not value:
-        raise ConfigError(f"messages are {value!r:.80}; expected a list of them", "each has role and content")
-    messages: list[Message] = []
-    for message in value:
-        if not isinstance(message, dict):
-            raise ConfigError(f"a message is {message!r:.80}; expected an object", "with role and content")
-        role, content = message.get("role", message.get("from")), message.get("content", message.get("value"))
-        if not isinstance(role, str) or not isinstance(content, str):
-            raise ConfigError(
-                f"a message has the keys {', '.join(map(repr, message))}; expected role and content",
-                "both are texts",
+    def encode(self, record: Conversation) -> tuple[list[int], list[bool]]:
+        try:
+            return self.template.encode_dialogue(
+                record.messages, self.tokenizer, tools=record.tools or None, masked=record.masked
             )
-        messages.append({"role": _ROLES.get(role, role), "content": content})
-    return messages
+        except RequestError as error:
+            raise RowError(error.message) from None
+
+
+@dataclass(frozen=True, slots=True)
+class Formats:
+    """A format for each kind of record that the data holds."""
+
+    code: Code
+    pairs: Pairs
+    infills: Infills
+    dialogues: Dialogues | None
+
+    def __call__(self, record: Record, room: int, rng: random.Random) -> list[Example]:
+        match record:
+            case Document() | Repository():
+                return self.code(record, room, rng)
+            case Pair():
+                return self.pairs(record, room, rng)
+            case Infill():
+                return self.infills(record, room, rng)
+            case Conversation():
+                assert self.dialogues is not None, "conversations come with a template"
+                return self.dialogues(record, room, rng)
+            case Preference() | Rated():
+                raise AssertionError("preferences have a stream of their own")
 
 
 def choose(
-    shape: Shape,
+    kinds: frozenset[Kind],
     columns: Sequence[str],
     tokenizer: Tokenizer,
     fim: FimSettings,
     settings: FormatSettings,
     chat: ChatTemplate | None,
-) -> Format:
-    """The format for rows of this shape.
+    *,
+    pair_columns: tuple[str | None, str | None] = (None, None),
+) -> Formats:
+    """The formats for records of these kinds, read from these columns.
+
+    `pair_columns` are the prompts' and the completions' where they were chosen.
 
     Raises:
         ConfigError: a template or layout that does not fit the columns or the vocabulary.
     """
-    if shape.kind == "pair":
-        names = shape.columns[0], shape.columns[1]
-        _check_template(settings.template, names, columns)
-        return Pairs(tokenizer, settings.template, names, settings.learn_prompts)
-    if shape.kind == "messages":
-        assert chat is not None, "dialogues come with a template"
-        return Dialogues(tokenizer, chat, shape.columns[0])
-    if fim.rate and not tokenizer.sentinels.can_infill:
+    if "pair" in kinds:
+        _check_template(settings.template, columns, pair_columns)
+    wants_infills = fim.rate > 0 if "text" in kinds else False
+    if (wants_infills or "infill" in kinds) and not tokenizer.sentinels.can_infill:
         raise ConfigError("this model cannot infill: its tokenizer has no infilling tokens", "--fim-rate 0")
+    return Formats(
+        code=Code(tokenizer, fim, _layout(columns, tokenizer, settings), settings.metadata_rate),
+        pairs=Pairs(tokenizer, settings.template, settings.learn_prompts),
+        infills=Infills(tokenizer, fim.spm_rate),
+        dialogues=None if chat is None else Dialogues(tokenizer, chat),
+    )
+
+
+def _layout(
+    columns: Sequence[str], tokenizer: Tokenizer, settings: FormatSettings
+) -> Literal["plain", "file", "repository"]:
     layout = settings.layout
     if layout == "auto":
         is_whole = tokenizer.sentinels.file_sep is not None and "repository" in columns
-        layout = "plain" if "path" not in columns else "repository" if is_whole else "file"
+        return "plain" if "path" not in columns else "repository" if is_whole else "file"
     if layout == "repository" and tokenizer.sentinels.file_sep is None:
         raise ConfigError(
             "this vocabulary has no <file_sep>, so repositories cannot be laid out", "--layout file"
@@ -235,30 +305,19 @@ def choose(
             "repositories need the columns 'repository' and 'path'",
             f"the columns are {', '.join(map(repr, columns))}; or choose --layout plain",
         )
-    return Code(tokenizer, fim, layout, shape.columns[0], settings.metadata_rate)
+    return layout
 
 
-def by_repository(rows: Sequence[Row]) -> list[Row]:
-    """One row for each repository, with its `files`, in order of first appearance; then what is no file."""
-    grouped: dict[str, list[Row]] = {}
-    for row in rows:
-        if row.get("kind") not in _TAGGED:
-            grouped.setdefault(_text(row, "repository"), []).append(row)
-    others = [row for row in rows if row.get("kind") in _TAGGED]
-    return [*({"repository": name, "files": files} for name, files in grouped.items()), *others]
-
-
-def _files(row: Row, column: str) -> Iterator[tuple[str, str]]:
-    files = row["files"]
-    assert isinstance(files, list), "rows were grouped by repository"
-    for file in files:
-        if _text(file, column):
-            yield _text(file, "path"), _text(file, column)
-
-
-def _text(row: Row, name: str) -> str:
-    value = row.get(name)
-    return "" if value is None else str(value)
+def by_repository(records: Sequence[Record]) -> list[Record]:
+    """One record for each repository, in order of first appearance; then what is no file."""
+    grouped: dict[str, list[Document]] = {}
+    others: list[Record] = []
+    for record in records:
+        if isinstance(record, Document) and not record.is_tagged:
+            grouped.setdefault(record.repository, []).append(record)
+        else:
+            others.append(record)
+    return [*(Repository(name=name, files=tuple(files)) for name, files in grouped.items()), *others]
 
 
 def _all_learnt(tokens: list[int], is_cut: bool = False) -> Example:
@@ -270,7 +329,7 @@ def _cut_to(tokens: list[int], learnt: list[bool], room: int) -> list[Example]:
     return [example] if example.num_learnt else []
 
 
-def _check_template(template: str, pair: tuple[str, str], columns: Sequence[str]) -> None:
+def _check_template(template: str, columns: Sequence[str], chosen: tuple[str | None, str | None]) -> None:
     try:
         names = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
     except ValueError as error:
@@ -282,9 +341,9 @@ def _check_template(template: str, pair: tuple[str, str], columns: Sequence[str]
                 f"the template has {{{name}}}, which is no column",
                 f"the columns are {', '.join(map(repr, columns))}, and {{prompt}} and {{completion}}",
             )
-    prompts, completions = {"prompt", pair[0]}, {"completion", pair[1]}
+    prompts, completions = {*PROMPT_COLUMNS, chosen[0]}, {*ANSWER_COLUMNS, chosen[1]}
     order = ["p" if n in prompts else "c" for n in names if n in prompts | completions]
-    if order != ["p", "c"]:
+    if order[-1:] != ["c"] or "p" not in order or order.count("c") != 1:
         raise ConfigError(
             f"the template {template!r} does not show the prompt and then the completion once each",
             f"for example {QUESTION!r}",

@@ -146,6 +146,7 @@ def train(
             is_stopped, is_last = should_stop(), step == settings.max_steps
             if held_out and (step % settings.eval_every == 0 or is_last):
                 row["held_out_loss"] = run.evaluate(step, held_out)
+            row["tokens"] = run.num_tokens
             progress.step(step, row)
             if step % settings.save_every == 0 or is_last or is_stopped:
                 run.save(step)
@@ -177,6 +178,7 @@ class _Run:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.precision == "float16")
         self.micro_batch_size = settings.micro_batch_size
         self.best_step, self.best_loss = 0, math.inf
+        self.num_tokens = 0  # learned so far
         self.average = None if settings.ema_decay is None else WeightAverage(model, settings.ema_decay)
 
     def resume(self) -> int:
@@ -188,6 +190,7 @@ class _Run:
         self.scaler.load_state_dict(state.get("scaler", {}))
         self.micro_batch_size = state.get("micro_batch_size", self.micro_batch_size)
         self.best_step, self.best_loss = state.get("best", (0, math.inf))
+        self.num_tokens = int(state.get("num_tokens", 0))
         if self.average is not None and "average" in state:
             self.average.restore(state["average"])
         return int(state["step"])
@@ -198,6 +201,7 @@ class _Run:
             "scaler": self.scaler.state_dict(),
             "micro_batch_size": self.micro_batch_size,
             "best": (self.best_step, self.best_loss),
+            "num_tokens": self.num_tokens,
         }
         if self.average is not None:
             extra["average"] = self.average.state()
@@ -213,6 +217,7 @@ class _Run:
         shorter = settings.short_factor if is_short else 1
         batch = self.data.next_batch(settings.batch_size * shorter, self.data.seq_length // shorter)
         loss = self._accumulate(batch, step, shorter)
+        self.num_tokens += batch.num_labels
         for o in self.optimizers:
             self.scaler.unscale_(o)
         norm = float(nn.utils.clip_grad_norm_(self.parameters, chosen.clip_norm))
@@ -253,7 +258,7 @@ class _Run:
             o.zero_grad(set_to_none=True)
         torch.manual_seed(self.settings.seed * 1_000_003 + step)
         total, loss, group = batch.num_learnt, 0.0, self.group
-        share = batch.rows(group.rank, None, group.size)
+        share = batch.padded(group.size).rows(group.rank, None, group.size)
         for start in range(0, len(share.lengths), micro):
             with _autocast(self.device, self.settings.precision):
                 part = self.loss(self.model, share.rows(start, start + micro)) / max(1, total)

@@ -15,6 +15,8 @@ from starcoder.errors import ConfigError
 from starcoder.model import Attention
 from starcoder.train.settings import OptimizerSettings
 
+WARMUP_SHARE = 0.03  # of all steps, where their number is not set
+
 
 def rate_at(step: int, max_steps: int, settings: OptimizerSettings) -> float:
     """Share of the peak learning rate at `step` (0-based).
@@ -22,15 +24,18 @@ def rate_at(step: int, max_steps: int, settings: OptimizerSettings) -> float:
     Source: cosine, Loshchilov and Hutter 2017, arXiv:1608.03983; warm-up, stable, decay, Hu et al. 2024,
     arXiv:2404.06395.
     """
-    if step < settings.warmup_steps:
-        return (step + 1) / settings.warmup_steps
+    warmup_steps = settings.warmup_steps
+    if warmup_steps is None:
+        warmup_steps = max(1, round(WARMUP_SHARE * max_steps))
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
     floor = settings.final_share
     if settings.schedule == "constant":
         return 1.0
     if settings.schedule == "wsd":
         left = max(0, max_steps - step) / max(1.0, max_steps * settings.decay_share)
         return floor + (1 - floor) * min(1.0, left)
-    done = min(1.0, (step - settings.warmup_steps) / max(1, max_steps - settings.warmup_steps))
+    done = min(1.0, (step - warmup_steps) / max(1, max_steps - warmup_steps))
     if settings.schedule == "linear":
         return 1 - (1 - floor) * done
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done))

@@ -52,6 +52,27 @@ class Batch:
             padding=self.padding[part],
         )
 
+    @property
+    def num_labels(self) -> int:
+        """Positions whose next token is learned."""
+        return int((self.labels_BT != IGNORE).sum())
+
+    def padded(self, multiple: int) -> "Batch":
+        """With rows of which nothing is learned, up to a multiple: processes in step all need their share."""
+        count = -len(self.lengths) % multiple
+        if not count:
+            return self
+        T = self.tokens_BT.size(1)
+        last = self.tokens_BT[-1:].expand(count, T)
+        return replace(
+            self,
+            tokens_BT=torch.cat([self.tokens_BT, last]),
+            labels_BT=torch.cat([self.labels_BT, torch.full_like(last, IGNORE)]),
+            positions_BT=torch.cat([self.positions_BT, torch.arange(T).expand(count, T)]),
+            lengths=(*self.lengths, *[(1, T - 1)] * count),
+            padding=(*self.padding, *[0] * count) if self.padding else (),
+        )
+
     def flat(self) -> "Batch":
         """The same documents in one row (1, tokens) without padding: nothing is computed for it."""
         T = self.tokens_BT.size(1)

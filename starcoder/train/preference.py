@@ -5,8 +5,8 @@ pairs: the accepted document, then the rejected one.
 """
 
 import random
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,24 +15,46 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from starcoder.adapters.adapter import Adapter
+from starcoder.chat import ChatTemplate
 from starcoder.errors import ConfigError
 from starcoder.model import Transformer, documents
 from starcoder.tokenizer import Tokenizer
 from starcoder.train.bins import pad_of
+from starcoder.train.examples import Dialogues, Example, infill_prompt
 from starcoder.train.loop import Loss
 from starcoder.train.packing import IGNORE, Batch, stack
+from starcoder.train.shapes import Conversation, Infill, Preference, Record
+from starcoder.train.shapes import Pair as TextPair
 
 _ROWS = 512  # positions whose logits exist at once
-_ACCEPTED, _REJECTED = ("accepted", "chosen"), ("rejected",)
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two completions of one prompt, in tokens; each ends with end-of-text unless it was cut."""
+    """Two completions of one prompt, in tokens; each ends with end-of-text unless it was cut.
+
+    Which tokens of a completion are learned is all of them if None: a conversation has others in between.
+    """
 
     prompt: list[int]
     accepted: list[int]
     rejected: list[int]
+    accepted_learned: list[bool] | None = None
+    rejected_learned: list[bool] | None = None
+    is_cut: bool = False
+
+    @property
+    def examples(self) -> tuple[Example, Example]:
+        """The accepted document, then the rejected one."""
+
+        def example(completion: list[int], learned: list[bool] | None) -> Example:
+            mask = [False] * len(self.prompt) + (learned or [True] * len(completion))
+            return Example(self.prompt + completion, mask, self.is_cut)
+
+        return (
+            example(self.accepted, self.accepted_learned),
+            example(self.rejected, self.rejected_learned),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +63,7 @@ class PairBatch(Batch):
 
     @property
     def num_learnt(self) -> int:
-        return len(self.lengths)
+        return int((self.labels_BT != IGNORE).any(1).sum())
 
 
 def dpo(adapter: Adapter, *, beta: float = 0.1) -> Loss:
@@ -58,9 +80,14 @@ def dpo(adapter: Adapter, *, beta: float = 0.1) -> Loss:
             reference = log_likelihoods(model, batch)
         model.train(was_training)
         margins = (trained - reference).view(-1, 2)
-        return -F.logsigmoid(beta * (margins[:, 0] - margins[:, 1])).sum()
+        return (-F.logsigmoid(beta * (margins[:, 0] - margins[:, 1])) * is_pair(batch, margins)).sum()
 
     return loss
+
+
+def is_pair(batch: Batch, like: Tensor) -> Tensor:
+    """1 for each row that is a pair, 0 for rows that only fill a batch up."""
+    return (batch.labels_BT != IGNORE).any(1).to(like)
 
 
 def log_likelihoods(model: Transformer, batch: Batch) -> Tensor:
@@ -106,62 +133,111 @@ class PreferencePairs:
         self._epoch, self._start = state["epoch"], state["start"]
 
     def next_batch(self, rows: int, seq_length: int | None = None) -> Batch:
-        """The next `rows` pairs; moves on past them."""
+        """The next `rows` pairs, or those that are left of the epoch; moves on past them."""
         assert seq_length in (None, self._length), "pairs are made for one length"
-        chosen: list[Pair] = []
-        while len(chosen) < rows:
-            order = list(range(len(self.pairs)))
-            random.Random(f"pairs {self.seed} {self._epoch}").shuffle(order)
-            found = order[self._start : self._start + rows - len(chosen)]
-            chosen += [self.pairs[number] for number in found]
-            self._start += len(found)
-            if self._start == len(order):
-                self._epoch, self._start = self._epoch + 1, 0
-        return self.collate(chosen)
+        order = list(range(len(self.pairs)))
+        random.Random(f"pairs {self.seed} {self._epoch}").shuffle(order)
+        found = order[self._start : self._start + rows]
+        self._start += len(found)
+        if self._start == len(order):
+            self._epoch, self._start = self._epoch + 1, 0
+        return self.collate([self.pairs[number] for number in found])
+
+    def num_rows(self, epoch: int) -> int:
+        """Pairs of an epoch."""
+        return len(self.pairs)
 
     def collate(self, pairs: Sequence[Pair]) -> Batch:
         """One pair a row, the accepted document first."""
-        rows = [[pair.prompt + pair.accepted, pair.prompt + pair.rejected] for pair in pairs]
-        learnt = [
-            [[False] * len(p.prompt) + [True] * len(end) for end in (p.accepted, p.rejected)] for p in pairs
-        ]
+        rows = [[example.tokens for example in pair.examples] for pair in pairs]
+        learnt = [[example.learnt for example in pair.examples] for pair in pairs]
         made = stack(rows, self._length, self._pad, learnt)
         return PairBatch(made.tokens_BT, made.labels_BT, made.positions_BT, made.lengths, made.padding)
 
 
-def read_pairs(rows: Sequence[dict[str, Any]], tokenizer: Tokenizer, seq_length: int) -> Iterator[Pair]:
-    """Pairs of rows with `prompt` (infills: `prefix` and `suffix`), `accepted` or `chosen`, and `rejected`.
+def read_pairs(
+    records: Iterable[Record], tokenizer: Tokenizer, chat: ChatTemplate | None, seq_length: int
+) -> Iterator[Pair]:
+    """Pairs of tokens that together take at most `seq_length` positions.
 
-    A prompt too long loses its start; a pair of which nothing can be told apart is left out.
+    A prompt too long loses its start, of text and never a sentinel, or its oldest turns; completions keep up
+    to three quarters of the room. A pair whose completions are the same then is left out.
 
     Raises:
-        ConfigError: a column is missing; the error lists those there are.
+        RowError: the chat template cannot show a conversation.
     """
-    if not rows:
-        raise ConfigError("the data holds no pairs", "each row has prompt, accepted and rejected")
-    accepted, rejected = _column(rows[0], _ACCEPTED), _column(rows[0], _REJECTED)
-    prompt = _column(rows[0], ("prompt", "prefix"))
-    for row in rows:
-        tokens = _prompt(row, prompt, tokenizer)
-        ends = [[*tokenizer.encode(str(row[c])), tokenizer.sentinels.eos] for c in (accepted, rejected)]
-        room = seq_length // 2 + 1
-        ends = [end[: room - 1] for end in ends]  # one token of the prompt at least
-        tokens = tokens[-(room - max(map(len, ends))) :]
-        if ends[0] != ends[1]:
-            yield Pair(tokens, *ends)
+    room = seq_length // 2 + 1  # a document of n tokens takes n - 1 positions
+    for record in records:
+        if not isinstance(record, Preference):
+            continue
+        sides = [Completion.of(one, tokenizer, chat) for one in (record.chosen, record.rejected)]
+        limit = max(1, 3 * room // 4)
+        longest = max(min(limit, len(side.tokens)) for side in sides)
+        prompt = sides[0].prompt(room - longest)
+        if prompt is None or not all(any(side.learned[:limit]) for side in sides):
+            continue
+        accepted, rejected = (side.tokens[:limit] for side in sides)
+        is_cut = len(prompt) < sides[0].prompt_size or any(len(side.tokens) > limit for side in sides)
+        if accepted != rejected:
+            masks = [side.learned[:limit] for side in sides]
+            yield Pair(prompt, accepted, rejected, masks[0], masks[1], is_cut)
 
 
-def _prompt(row: dict[str, Any], column: str, tokenizer: Tokenizer) -> list[int]:
-    tokens = tokenizer.encode(str(row[column]))
-    if not row.get("suffix"):
-        return tokens or [tokenizer.sentinels.eos]
-    return tokenizer.sentinels.infill(
-        tokenizer.sentinels.order("psm"), tokens, tokenizer.encode(str(row["suffix"]))
-    )
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A completion in tokens, and its prompt in as many as there is room for."""
 
+    tokens: list[int]
+    learned: list[bool]
+    prompt_size: int
+    prompt: Callable[[int], list[int] | None]  # in at most so many tokens; None: it does not fit
 
-def _column(row: dict[str, Any], names: Sequence[str]) -> str:
-    for name in names:
-        if name in row:
-            return name
-    raise ConfigError(f"the data has no column {names[0]!r}", f"its columns are {', '.join(row)}")
+    @classmethod
+    def of(
+        cls, record: TextPair | Infill | Conversation, tokenizer: Tokenizer, chat: ChatTemplate | None
+    ) -> "Completion":
+        """Raises: RowError: the chat template cannot show a conversation."""
+        if isinstance(record, Conversation):
+            assert chat is not None, "conversations come with a template"
+            return cls._of_conversation(record, Dialogues(tokenizer, chat))
+        eos = tokenizer.sentinels.eos
+        if isinstance(record, Infill):
+            order = tokenizer.sentinels.order("psm")
+            ids, least = [*tokenizer.encode(record.middle), eos], tokenizer.sentinels.layout.num_sentinels
+
+            def infill(room: int) -> list[int] | None:
+                return infill_prompt(tokenizer, record, order, room)[0] if room > least else None
+
+            return cls(ids, [True] * len(ids), len(infill(1 << 30) or ()), infill)
+        ids = [*tokenizer.encode(record.completion), eos]
+        prompt = tokenizer.encode(record.prompt) or [eos]
+        return cls(ids, [True] * len(ids), len(prompt), lambda room: prompt[-room:] if room > 0 else None)
+
+    @classmethod
+    def _of_conversation(cls, record: Conversation, form: Dialogues) -> "Completion":
+        def parts(one: Conversation) -> tuple[list[int], list[int], list[bool]]:
+            ids, learned = form.encode(one)
+            first = learned.index(True) if any(learned) else len(ids)
+            return ids[:first], ids[first:], learned[first:]
+
+        before, ids, learned = parts(record)
+
+        def prompt(room: int) -> list[int] | None:
+            found, rest = before, record
+            while len(found) > room:
+                start = 1 if rest.messages[0]["role"] == "system" else 0
+                first_learned = next(
+                    n
+                    for n, message in enumerate(rest.messages)
+                    if message["role"] == "assistant" and n not in rest.masked
+                )
+                if start + 1 >= first_learned:  # the last question alone does not fit
+                    return None
+                kept = (*rest.messages[:start], *rest.messages[start + 1 :])
+                masked = frozenset(n - 1 for n in rest.masked if n > start)
+                rest = replace(rest, messages=kept, masked=masked)
+                if rest.messages[start]["role"] == "user":  # a dialogue begins with its user
+                    found = parts(rest)[0]
+            return found
+
+        return cls(ids, learned, len(before), prompt)

@@ -86,7 +86,7 @@ class Progress:
 
     def step(self, step: int, row: dict[str, float]) -> None:
         """Record one finished step."""
-        row = {"step": step, "tokens": step * self.tokens_per_step, "time": time.time(), **row}
+        row = {"step": step, "time": time.time(), **row}
         if self.peak_tokens_per_s:
             row["mfu"] = row["tokens_per_s"] / self.peak_tokens_per_s
         for tracker in self.trackers:

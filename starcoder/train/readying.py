@@ -4,6 +4,8 @@ import dataclasses
 import math
 import random
 import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,11 +18,13 @@ from starcoder.adapters.adapter import Adapter
 from starcoder.chat import ChatTemplate, tokens_of
 from starcoder.checkpoint.adapter import add_adapter
 from starcoder.errors import ConfigError
+from starcoder.files import write_jsonl
 from starcoder.model import Transformer
 from starcoder.tokenizer import Tokenizer
 from starcoder.train import bins, loop, survey
+from starcoder.train.data_files import BadRow
 from starcoder.train.device import choose_device, choose_precision
-from starcoder.train.examples import Code, Example, Format, by_repository, choose
+from starcoder.train.examples import Example, Formats, by_repository, choose
 from starcoder.train.growing import add_noise, grow
 from starcoder.train.losses import sum_loss
 from starcoder.train.nf4 import round_to_nf4
@@ -28,11 +32,13 @@ from starcoder.train.packing import Batch
 from starcoder.train.progress import tell
 from starcoder.train.recipe import Recipe
 from starcoder.train.settings import Precision
-from starcoder.train.sources import Row, Sources, Table, read
+from starcoder.train.shapes import Conversation, Preference, Rated, Record, RowError, quoted
+from starcoder.train.sources import Sources, Table, read
 from starcoder.train.vocabulary import add_tokens
 
 if TYPE_CHECKING:
     from starcoder.train.distributed import Processes
+    from starcoder.train.preference import PreferencePairs
 
 
 @dataclass(slots=True)
@@ -71,25 +77,43 @@ def prepare(recipe: Recipe, console: Console, group: "Processes | None" = None) 
     tokenizer_folder, tokenizer, chat, new = _tokenizer(recipe, folder, sources, group)
     new = tuple(sorted({*new, *range(config.vocab_size, tokenizer.vocab_size)}))
     recipe = dataclasses.replace(recipe, adapter=dataclasses.replace(recipe.adapter, tokens=new))
-    form = _form(recipe, sources, tokenizer, chat)
+    _check_kinds(recipe, sources)
+    form = choose(
+        sources.kinds,
+        sources.train.columns,
+        tokenizer,
+        recipe.fim,
+        recipe.form,
+        chat,
+        pair_columns=(recipe.source.prompt_column, recipe.source.completion_column),
+    )
     sources = _grouped(sources, form, recipe.seed)
-    looked_at = [row for _, row in sources.train.read(0, 0, 200)]
-    found = survey.survey(looked_at, form, recipe.seq_length)
+    shown = _Accepted(tokenizer, chat) if recipe.method == "dpo" else form
+    looked_at = [record for _, record in sources.train.read(0, 0, 200)]
+    masks = "text" not in sources.kinds and not recipe.form.learn_prompts
+    found = survey.survey(looked_at, shown, recipe.seq_length, masks=masks)
     _show_survey(found, sources, tokenizer, console)
-    model, adapter = build(recipe, folder, tokenizer.vocab_size, device, precision, group)
+    stream: bins.PackedExamples | PreferencePairs
+    skipped = list(sources.skipped)
     if recipe.method == "dpo":
-        from starcoder.train import preference
-
-        assert adapter is not None, "dpo trains an adapter"
-        stream, held_out = _pairs(recipe, sources, tokenizer)
-        loss = preference.dpo(adapter, beta=recipe.beta)
+        stream, held_out = _pairs(recipe, sources, tokenizer, chat, skipped)
     else:
         stream = bins.PackedExamples(
             sources.train, form, tokenizer, seq_length=recipe.seq_length, seed=recipe.seed
         )
         held_out = bins.held_out(sources.validation, form, stream, recipe.source.validation_tokens)
-        loss = sum_loss
-    max_steps = recipe.max_steps or _steps(recipe, sources, found)
+    max_steps = recipe.max_steps or _steps(recipe, sources, stream)
+    if isinstance(stream, bins.PackedExamples):
+        skipped += [BadRow(sources.train.place(n), why) for n, why in stream.skipped.items()]
+    if group is None or group.rank == 0:
+        _report_skipped(skipped, sources, recipe, console)
+    model, adapter = build(recipe, folder, tokenizer.vocab_size, device, precision, group)
+    loss: loop.Loss = sum_loss
+    if recipe.method == "dpo":
+        from starcoder.train import preference
+
+        assert adapter is not None, "dpo trains an adapter"
+        loss = preference.dpo(adapter, beta=recipe.beta)
     learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
     row = "pairs" if recipe.method == "dpo" else f"x {recipe.seq_length} tokens"
     tell(
@@ -108,43 +132,70 @@ class _Accepted:
     """Of a preference, the accepted document: what is shown before and after."""
 
     tokenizer: Tokenizer
+    chat: ChatTemplate | None
 
-    def __call__(self, row: Row, room: int, rng: random.Random) -> list[Example]:
+    def __call__(self, record: Record, room: int, rng: random.Random) -> list[Example]:
         from starcoder.train import preference
 
-        pairs = preference.read_pairs([dict(row)], self.tokenizer, room - 1)
-        return [
-            Example(pair.prompt + pair.accepted, [False] * len(pair.prompt) + [True] * len(pair.accepted))
-            for pair in pairs
-        ]
+        pairs = preference.read_pairs([record], self.tokenizer, self.chat, room - 1)
+        return [pair.examples[0] for pair in pairs]
 
 
-def _form(recipe: Recipe, sources: Sources, tokenizer: Tokenizer, chat: ChatTemplate | None) -> Format:
-    is_preference = sources.shape.kind == "preference"
-    if is_preference != (recipe.method == "dpo"):
-        found = ", ".join(map(repr, sources.train.columns))
+def _check_kinds(recipe: Recipe, sources: Sources) -> None:
+    wanted = {"dpo": "preference"}.get(recipe.method)
+    is_wanted = sources.kinds == {wanted} if wanted else not sources.kinds & {"preference", "rated"}
+    if not is_wanted:
         raise ConfigError(
-            f"method {recipe.method} does not go with the columns {found}",
+            f"method {recipe.method} does not go with the columns {quoted(sources.train.columns)}",
             "dpo learns from prompt, accepted (or chosen) and rejected, and nothing else does",
         )
-    if is_preference:
-        return _Accepted(tokenizer)
-    return choose(sources.shape, sources.train.columns, tokenizer, recipe.fim, recipe.form, chat)
 
 
-def _pairs(recipe: Recipe, sources: Sources, tokenizer: Tokenizer) -> tuple[loop.Stream, list[Batch]]:
+def _pairs(
+    recipe: Recipe,
+    sources: Sources,
+    tokenizer: Tokenizer,
+    chat: ChatTemplate | None,
+    skipped: list[BadRow],
+) -> tuple["PreferencePairs", list[Batch]]:
     from starcoder.train import preference
 
     if not isinstance(sources.train, Table):
         raise ConfigError("preferences cannot be streamed", "leave out --streaming")
     length = recipe.seq_length
-    train = preference.read_pairs([dict(row) for row in sources.train.all()], tokenizer, length)
-    stream = preference.PreferencePairs(list(train), tokenizer, seq_length=length, seed=recipe.seed)
-    if not sources.validation:
-        return stream, []
-    held = list(preference.read_pairs([dict(row) for row in sources.validation], tokenizer, length))
+    pairs: list[preference.Pair] = []
+    for number, record in sources.train.all():
+        try:
+            pairs += preference.read_pairs([record], tokenizer, chat, length)
+        except RowError as error:
+            skipped.append(BadRow(sources.train.place(number), str(error)))
+    stream = preference.PreferencePairs(pairs, tokenizer, seq_length=length, seed=recipe.seed)
+    held: list[preference.Pair] = []
+    for record in sources.validation:
+        with suppress(RowError):
+            held += preference.read_pairs([record], tokenizer, chat, length)
     limit = max(1, recipe.source.validation_tokens // length)
     return stream, [stream.collate(held[at : at + 4]) for at in range(0, min(limit, len(held)), 4)]
+
+
+def _report_skipped(skipped: Sequence[BadRow], sources: Sources, recipe: Recipe, console: Console) -> None:
+    """Write skipped.jsonl and say so.
+
+    Raises:
+        ConfigError: too many rows cannot be trained on.
+    """
+    if not skipped:
+        return
+    total = (sources.num_documents or 0) + len(sources.validation) + len(sources.skipped)
+    if sources.num_documents is not None and len(skipped) > recipe.source.max_skipped_share * total:
+        raise ConfigError(
+            f"{skipped[0].place}: {skipped[0].reason}, and {len(skipped) - 1:,} more of {total:,} rows",
+            "mend the data, or raise --max-skipped-share to train without such rows",
+        )
+    path = Path(recipe.output) / "skipped.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_jsonl(path, [{"place": one.place, "reason": one.reason} for one in skipped])
+    tell(console, f"warning: {len(skipped):,} rows are skipped; {path} says which and why")
 
 
 def build(
@@ -211,7 +262,7 @@ def _tokenizer(
 ) -> tuple[Path, Tokenizer, ChatTemplate | None, tuple[int, ...]]:
     """Folder and tokenizer to train with and to save, how dialogues are shown, and ids that are new."""
     tokenizer = Tokenizer.load(folder)
-    if sources.shape.kind != "messages":
+    if not _needs_chat(sources):
         return folder, tokenizer, None, ()
     template = ChatTemplate.find(recipe.form.chat_template, folder, tokenizer)
     if template is not None and template.problem is not None:
@@ -220,7 +271,8 @@ def _tokenizer(
     if template is None:  # a base model learns StarChat's format
         template = ChatTemplate.find("no_system", folder, tokenizer)
     assert template is not None, "StarChat's format is always there"
-    new = () if is_own else tokens_of(template.source)
+    spelled = template.source if template.dialogue is None else " ".join(template.dialogue.tokens)
+    new = () if is_own else tokens_of(spelled)
     missing = [text for text in new if text not in tokenizer.special_tokens]
     is_first = group is None or group.rank == 0
     chosen = Path(recipe.output) / "tokenizer" if is_first else Path(tempfile.mkdtemp())
@@ -228,32 +280,55 @@ def _tokenizer(
     return chosen, grown, template, tuple(grown.special_tokens[text] for text in missing)
 
 
-def _grouped(sources: Sources, form: Format, seed: int) -> Sources:
-    """One row for each repository where those are laid out whole."""
-    if not isinstance(form, Code) or form.layout != "repository":
+def _needs_chat(sources: Sources) -> bool:
+    """Whether a record is a conversation: rows of one column may hold text, and others messages."""
+
+    def is_chat(record: Record) -> bool:
+        match record:
+            case Conversation():
+                return True
+            case Preference():
+                return isinstance(record.chosen, Conversation)
+            case Rated():
+                return isinstance(record.completion, Conversation)
+        return False
+
+    if not isinstance(sources.train, Table):
+        return "messages" in sources.kinds
+    records = (record for _, record in sources.train.all())
+    return any(map(is_chat, records)) or any(map(is_chat, sources.validation))
+
+
+def _grouped(sources: Sources, form: Formats, seed: int) -> Sources:
+    """One record for each repository where those are laid out whole."""
+    if form.code.layout != "repository" or "text" not in sources.kinds:
         return sources
     if not isinstance(sources.train, Table):
         raise ConfigError("whole repositories cannot be streamed", "leave out --streaming, or --layout file")
-    train = by_repository(sources.train.all())
+    train = by_repository([record for _, record in sources.train.all()])
     table = Table(train, sources.train.columns, seed=seed)
-    return Sources(table, tuple(by_repository(sources.validation)), sources.shape, len(train))
+    held = tuple(by_repository(sources.validation))
+    return dataclasses.replace(sources, train=table, validation=held, num_documents=len(train))
 
 
-def _steps(recipe: Recipe, sources: Sources, found: survey.Survey) -> int:
+def _steps(recipe: Recipe, sources: Sources, stream: "bins.PackedExamples | PreferencePairs") -> int:
+    """Steps of the recipe's epochs, each packed to its last row. A batch never holds rows of two epochs."""
     if sources.num_documents is None:
         raise ConfigError("the length of streamed data is not known", "--max-steps says when to end")
-    if recipe.method == "dpo":
-        pairs = sources.num_documents * recipe.epochs
-        return max(1, math.ceil(pairs / (recipe.batch_size * recipe.accumulation)))
-    tokens = sources.num_documents * found.tokens_per_document * recipe.epochs
-    per_step = recipe.seq_length * recipe.batch_size * recipe.accumulation
-    return max(1, math.ceil(tokens / per_step))
+    per_step = recipe.batch_size * recipe.accumulation
+    whole = math.floor(recipe.epochs)
+    steps = sum(math.ceil(stream.num_rows(epoch) / per_step) for epoch in range(whole))
+    if part := recipe.epochs - whole:
+        steps += math.ceil(part * math.ceil(stream.num_rows(whole) / per_step))
+    return max(1, steps)
 
 
 def _show_survey(found: survey.Survey, sources: Sources, tokenizer: Tokenizer, console: Console) -> None:
     documents = "streamed" if sources.num_documents is None else f"{sources.num_documents:,}"
     held = len(sources.validation)
     tell(console, f"{documents} documents to train on, {held:,} to validate on: {found.summary}")
+    if sources.unused:
+        tell(console, f"warning: nothing is learned from the columns {quoted(sources.unused)}")
     if sources.num_documents is not None and sources.num_documents < 10:
         tell(console, "warning: so few documents are soon learnt by heart; watch the samples")
     for number, example in enumerate(found.samples, 1):

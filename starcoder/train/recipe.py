@@ -90,6 +90,8 @@ class Recipe:
 
 # What may differ between a run and its resumption without changing what is learnt.
 _FREE = ("save_every", "keep_checkpoints", "report_to", "device", "output")
+# What a finished or stopped run may be given to be lengthened; the learning rate then follows the new length.
+_LENGTHS = ("epochs", "max_steps")
 
 
 def claim(recipe: Recipe, output: Path) -> None:
@@ -99,7 +101,7 @@ def claim(recipe: Recipe, output: Path) -> None:
     has_checkpoints = any((output / "checkpoints").glob("step-*"))
     if path.exists() and has_checkpoints:
         there: Mapping[str, object] = json.loads(path.read_text("utf-8"))
-        changed = sorted(k for k in own if k not in _FREE and own[k] != there.get(k))
+        changed = sorted(k for k in own if k not in (*_FREE, *_LENGTHS) and own[k] != there.get(k))
         if changed:
             raise CheckpointError(
                 f"{str(output)!r} holds a run of another recipe: {', '.join(changed)} differ",

@@ -17,8 +17,11 @@ QUESTION = "Question: {prompt}\n\nAnswer: {completion}"
 class SourceSettings:
     """Where rows come from, and which of their columns count."""
 
-    data: str = ""
-    """JSONL, Parquet, CSV or text files, a folder of them or of source code, or a data set of the hub."""
+    data: tuple[str, ...] = ()
+    """JSONL, JSON, Parquet, CSV, TSV or text file, a folder of them or of source code, or a data set of the
+    hub; repeat it for several."""
+    weights: tuple[float, ...] = ()
+    """How often an epoch holds each data set, in the order of --data; by default once."""
     subset: str | None = None
     """Part of a hub data set: a folder in it (data/finetune) or the name of a configuration."""
     split: str = "train"
@@ -33,6 +36,8 @@ class SourceSettings:
     """Share of the documents to validate on if the data set has no split for it."""
     validation_documents: int | None = None
     """Maximum number of documents to validate on."""
+    max_skipped_share: float = 0.05
+    """Refuse to train if more than this share of the rows cannot be read; skipped.jsonl lists them."""
     validation_tokens: int = 65_536
     """Maximum number of tokens of one validation."""
     text_column: str | None = None
@@ -47,6 +52,10 @@ class SourceSettings:
     def __post_init__(self) -> None:
         if self.shuffle_buffer < 1:
             raise ConfigError(f"shuffle_buffer is {self.shuffle_buffer}; expected at least 1")
+        if not 0 <= self.max_skipped_share <= 1:
+            raise ConfigError(f"max_skipped_share is {self.max_skipped_share}; expected 0 to 1")
+        if any(weight <= 0 for weight in self.weights):
+            raise ConfigError(f"weights are {self.weights}; expected numbers above 0")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,8 +106,8 @@ class OptimizerSettings:
     """Weight decay of matrices; vectors have none."""
     schedule: Schedule = "cosine"
     """How the learning rate falls after warm-up."""
-    warmup_steps: int = 100
-    """Number of steps in which the learning rate rises."""
+    warmup_steps: int | None = None
+    """Number of steps in which the learning rate rises; by default 3 % of all steps."""
     decay_share: float = 0.3
     """With --schedule wsd: share of the steps in which the learning rate falls."""
     final_share: float = 0.0

@@ -4,15 +4,15 @@ Refuses data of which nothing would be learnt, or, where a part should be masked
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rich.text import Text
 
 from starcoder.errors import ConfigError
 from starcoder.tokenizer import Tokenizer
-from starcoder.train.examples import Code, Example, Format, Pairs
-from starcoder.train.sources import Row
+from starcoder.train.examples import Example
+from starcoder.train.shapes import Record, RowError
 
 _SHOWN_CHARACTERS = 1200
 _DOCUMENTS = 200
@@ -45,14 +45,26 @@ class Survey:
         return ", ".join([*notes, *([f"{self.num_empty} documents left out"] if self.num_empty else [])])
 
 
-def survey(rows: Sequence[Row], form: Format, seq_length: int, *, samples: int = 3) -> Survey:
-    """Look at up to 200 of the rows as they will be trained on.
+def survey(
+    records: Sequence[Record],
+    form: Callable[[Record, int, random.Random], list[Example]],
+    seq_length: int,
+    *,
+    masks: bool = False,
+    samples: int = 3,
+) -> Survey:
+    """Look at up to 200 of the records as they will be trained on; `masks`: a part must not be learned.
 
     Raises:
         ConfigError: nothing is learnt of any of them, or nothing is masked where questions should be.
     """
-    looked_at = rows[:_DOCUMENTS]
-    made = [form(row, seq_length + 1, random.Random(f"survey {n}")) for n, row in enumerate(looked_at)]
+    looked_at = records[:_DOCUMENTS]
+    made: list[list[Example]] = []
+    for n, record in enumerate(looked_at):
+        try:
+            made.append(form(record, seq_length + 1, random.Random(f"survey {n}")))
+        except RowError:
+            made.append([])  # the stream says which, and why
     examples = [example for of_row in made for example in of_row]
     num_learnt = sum(example.num_learnt for example in examples)
     num_tokens = sum(len(example.tokens) for example in examples)
@@ -61,8 +73,7 @@ def survey(rows: Sequence[Row], form: Format, seq_length: int, *, samples: int =
             f"nothing would be learnt from any of {len(looked_at)} documents: all is masked or empty",
             "are the columns right, do dialogues have assistant turns, do they fit --seq-length?",
         )
-    is_masked = not isinstance(form, Code) and not (isinstance(form, Pairs) and form.learn_prompts)
-    if is_masked and all(all(example.learnt) for example in examples):
+    if masks and all(all(example.learnt) for example in examples):
         raise ConfigError(
             "nothing is masked: questions would be learnt as well as answers",
             "check the template and its columns; --learn-prompts if this is what you want",

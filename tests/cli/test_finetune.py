@@ -63,7 +63,7 @@ def test_the_original_projects_own_command_is_understood(monkeypatch: pytest.Mon
     recipe = parsed(f"{OLD} --seq_length 2048", monkeypatch)
     source = recipe.source
     assert recipe.model == "bigcode/starcoder"
-    assert (source.data, source.subset) == ("ArmelR/stack-exchange-instruction", "data/finetune")
+    assert (source.data, source.subset) == (("ArmelR/stack-exchange-instruction",), "data/finetune")
     assert source.streaming
     assert source.validation_documents == 10_000
     assert (source.prompt_column, source.completion_column) == ("question", "response")

@@ -422,7 +422,7 @@ def test_the_trainer_reads_the_folder_with_its_splits(tree, tmp_path):
 
     settings = PrepareSettings(inputs=(str(tree),), validation_share=0.3, family="starcoder", pack_tokens=64)
     figures = prepare(settings, tmp_path / "out")
-    sources = read(SourceSettings(data=str(tmp_path / "out")))
+    sources = read(SourceSettings(data=(str(tmp_path / "out"),)))
     splits = {name: sums["documents"] for name, sums in figures["splits"].items()}
     assert {"train": sources.num_documents, "validation": len(sources.validation)} == splits
     assert sources.shape.columns == ("content",)

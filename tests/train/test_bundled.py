@@ -51,7 +51,7 @@ def test_a_package_is_learnt_and_little_else_is_forgotten(tmp_path: Path) -> Non
     """
     recipe = finetune.Recipe(
         output=str(tmp_path / "run"),
-        source=SourceSettings(data=str(Path(starcoder.__file__).parent), validation_share=0.2),
+        source=SourceSettings(data=(str(Path(starcoder.__file__).parent),), validation_share=0.2),
         form=FormatSettings(layout="plain"),
         adapter=AdapterSettings(rank=32, alpha=64, dropout=0.05),
         optimizer=OptimizerSettings(learning_rate=1e-3, warmup_steps=5, weight_decay=0.0, betas=(0.9, 0.999)),
@@ -86,7 +86,7 @@ def test_a_chat_run_learns_to_end_its_turn(tmp_path: Path, method: finetune.Meth
     (tmp_path / "chat.jsonl").write_text("\n".join(rows))
     recipe = finetune.Recipe(
         output=str(tmp_path / "run"),
-        source=SourceSettings(data=str(tmp_path / "chat.jsonl")),
+        source=SourceSettings(data=(str(tmp_path / "chat.jsonl"),)),
         method=method,
         optimizer=OptimizerSettings(
             learning_rate=1e-3 if method == "full" else 5e-3, warmup_steps=5, betas=(0.9, 0.999)

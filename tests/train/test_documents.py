@@ -1,14 +1,17 @@
 """Documents are cut without losing a character, and infills are built as the family was trained."""
 
+import ast
 import json
 import random
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from starcoder.errors import ConfigError
 from starcoder.tokenizer import Tokenizer
-from starcoder.train.documents import cut_piece, read_texts
+from starcoder.train.documents import cut_piece, read_texts, syntax_spans
 from starcoder.train.settings import FimSettings
 from tests.tiny import make_tokenizer
 
@@ -96,3 +99,28 @@ def test_data_that_cannot_be_is_refused(tmp_path: Path, content: str, message: s
 def test_data_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no training data"):
         read_texts(tmp_path / "nothing.jsonl")
+
+
+LINE_ENDS = ["\n", "\r\n", "\r", "\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\u2029"]
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            ["x = 1", "é = 'ü'", "def f(a):", "    return a + b", "'日本' + x", "# ü", *LINE_ENDS]
+        ),
+        max_size=14,
+    )
+)
+def test_spans_of_syntax_are_those_of_pythons_own_parser(parts: list[str]) -> None:
+    """Only \\n, \\r and \\r\\n end lines: str.splitlines also splits at U+2028 and the like."""
+    text = "\n".join(parts)
+    spans = syntax_spans(text)
+    try:
+        tree = ast.parse(text)
+    except (SyntaxError, ValueError):
+        assert spans == ()
+        return
+    nodes = (node for node in ast.walk(tree) if isinstance(node, ast.stmt | ast.expr))
+    expected = {ast.get_source_segment(text, node) for node in nodes}
+    assert {text[a:b] for a, b in spans} == {piece for piece in expected if piece and len(piece) >= 3}

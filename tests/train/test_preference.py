@@ -8,12 +8,14 @@ import torch.nn.functional as F
 
 from starcoder import checkpoint
 from starcoder.adapters.settings import AdapterSettings
+from starcoder.chat import ChatTemplate
 from starcoder.errors import ConfigError
 from starcoder.model import causal
 from starcoder.train.loop import LoopSettings, train
 from starcoder.train.preference import Pair, PreferencePairs, dpo, read_pairs
 from starcoder.train.progress import Progress
 from starcoder.train.settings import OptimizerSettings
+from starcoder.train.shapes import RowError, recognize
 from tests.tiny import make_model, make_tokenizer
 
 PAIRS = [
@@ -101,7 +103,8 @@ def test_every_epoch_has_every_pair_once_and_a_stream_goes_on_from_its_state(tok
     second.restore(first.state())
 
     rows = [tuple(row) for batch in expected for row in batch]
-    assert all(len(set(rows[start : start + 3])) == 3 for start in range(0, 12, 3))
+    assert [len(batch) for batch in expected] == [2, 1, 2, 1, 2, 1], "no batch holds pairs of two epochs"
+    assert all(len(set(rows[start : start + 3])) == 3 for start in range(0, 9, 3))
     assert expected[4:] == some(second, 2)
 
 
@@ -109,9 +112,8 @@ def test_rows_become_pairs_that_fit_and_end_once(tokenizer):
     rows = [
         {"prompt": "def add(", "chosen": "a, b", "rejected": "self"},
         {"prompt": "def " * 200, "chosen": "x" * 300, "rejected": "y"},
-        {"prompt": "same", "chosen": "z", "rejected": "z"},
     ]
-    pairs = list(read_pairs(rows, tokenizer, 64))
+    pairs = list(read_pairs(map(record, rows), tokenizer, None, 64))
 
     eos = tokenizer.sentinels.eos
     assert len(pairs) == 2
@@ -120,13 +122,52 @@ def test_rows_become_pairs_that_fit_and_end_once(tokenizer):
     assert pairs[1].rejected[-1] == eos
     assert all(len(p.prompt) >= 1 for p in pairs)
     assert all(len(p.prompt + p.accepted) + len(p.prompt + p.rejected) - 2 <= 64 for p in pairs)
-    [infill] = read_pairs([{"prefix": "a", "suffix": "c", "accepted": "b", "rejected": "d"}], tokenizer, 64)
+    infill = {"prefix": "a", "suffix": "c", "accepted": "b", "rejected": "d"}
+    [infill] = read_pairs([record(infill)], tokenizer, None, 64)
     assert tokenizer.decode(infill.prompt) == "<fim_prefix>a<fim_suffix>c<fim_middle>"
 
 
-def test_a_missing_column_is_named_beside_those_there_are(tokenizer):
-    with pytest.raises(ConfigError, match="no column 'rejected'") as caught:
-        list(read_pairs([{"prompt": "a", "accepted": "b"}], tokenizer, 64))
-    assert "prompt, accepted" in caught.value.hint
+def test_completions_that_are_the_same_are_no_pair(tokenizer):
+    with pytest.raises(RowError, match="are the same"):
+        record({"prompt": "same", "chosen": "z", "rejected": "z"})
     with pytest.raises(ConfigError, match="no pairs"):
-        list(read_pairs([], tokenizer, 64))
+        PreferencePairs([], tokenizer, seq_length=64, seed=0)
+
+
+def record(row):
+    return recognize(row).read(row)
+
+
+def test_a_long_prompt_loses_text_and_never_a_sentinel(tokenizer):
+    """F10 of the review: the start of the tokens was cut, `<fim_prefix>` with it."""
+    marks = tokenizer.sentinels
+    row = {"prefix": "x = 1\n" * 200, "suffix": "y\n" * 90, "accepted": "b" * 9, "rejected": "d"}
+    [pair] = read_pairs([record(row)], tokenizer, None, 128)
+    assert pair.is_cut
+    assert [id for id in pair.prompt if id in tokenizer.special_tokens.values()] == [
+        marks.fim_prefix, marks.fim_suffix, marks.fim_middle
+    ]  # fmt: skip
+    assert pair.prompt[0] == marks.fim_prefix
+    first, second = pair.examples
+    assert first.is_cut and second.is_cut
+    assert len(first.tokens) + len(second.tokens) - 2 <= 128
+
+
+def test_a_long_conversation_loses_its_oldest_turns(tokenizer):
+    chat = ChatTemplate(source="{% for m in messages %}[{{ m.role }}]{{ m.content }}\n{% endfor %}")
+    turns = [
+        {"role": "system", "content": "Be kind."},
+        *({"role": role, "content": f"{n}"} for n in range(40) for role in ("user", "assistant")),
+        {"role": "user", "content": "last"},
+    ]
+    row = {
+        "prompt": turns,
+        "chosen": [{"role": "assistant", "content": "good"}],
+        "rejected": [{"role": "assistant", "content": "bad"}],
+    }
+    [pair] = read_pairs([record(row)], tokenizer, chat, 256)
+    text = tokenizer.decode(pair.prompt)
+    assert text.startswith("[system]Be kind.\n[user]")
+    assert text.endswith("[user]last\n[assistant]")
+    assert pair.is_cut and tokenizer.decode(pair.accepted).startswith("good")
+    assert not list(read_pairs([record(row)], tokenizer, chat, 24))

@@ -28,7 +28,7 @@ def test_every_step_is_told_with_its_share_of_the_peak(tmp_path: Path) -> None:
     progress = Progress(tmp_path, console, peak_tokens_per_s=400.0, trackers=(told,), line_every_s=0)
     progress.start(0, 2, 10)
     for step in (1, 2):
-        progress.step(step, {"loss": 2.0, "tokens_per_s": 100.0})
+        progress.step(step, {"loss": 2.0, "tokens": 10 * step, "tokens_per_s": 100.0})
     progress.finish()
     assert [step for step, _ in told.rows] == [1, 2]
     assert told.is_finished
