@@ -10,7 +10,8 @@ from typing import Literal, Protocol, get_args
 from starcoder.errors import RequestError
 
 Layout = Literal["auto", "psm", "spm"]
-FinishReason = Literal["eos", "stop", "length", "deadline", "abort"]
+# "error": the grammar cannot be followed any further, such as beyond a limit of its parser.
+FinishReason = Literal["eos", "stop", "length", "deadline", "abort", "error"]
 StopAt = Literal["line", "block", "function", "indent"]
 GrammarKind = Literal["json_schema", "regex", "gbnf", "lark"]
 PostprocessRule = Literal["auto", "loop", "prefix", "suffix", "brackets", "blank"]

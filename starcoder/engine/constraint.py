@@ -36,6 +36,13 @@ class Constraint:
     def __init__(self, matcher: "LLMatcher"):
         self._matcher = matcher
 
+    @property
+    def problem(self) -> str | None:
+        """Why the grammar cannot be followed any further: a limit of the parser, or a dead end."""
+        if not self._matcher.is_error():
+            return None
+        return self._matcher.get_error().strip().partition("\n")[0] or "unknown"
+
     def allowed(self, logits_V: Tensor) -> Tensor:
         """The same logits, minus infinity where the grammar forbids the token."""
         bias = torch.frombuffer(bytearray(self._matcher.compute_logit_bias()), dtype=torch.uint8)
@@ -89,8 +96,11 @@ class Grammars:
             ends = [view.eos_token_id, *sorted(self._tokenizer.sentinels.end_ids - {view.eos_token_id})]
             self._vocabulary = LLTokenizer(TokenizerWrapper(view), eos_token=ends)
         matcher = LLMatcher(self._vocabulary, _source(grammar), log_level=0)
-        if matcher.is_error():
-            reason = matcher.get_error().strip().partition("\n")[0]
+        begun = matcher.deep_copy()
+        if not begun.is_error():
+            begun.compute_logit_bias()  # what allows no beginning at all shows only here
+        if begun.is_error():
+            reason = begun.get_error().strip().partition("\n")[0]
             raise RequestError(f"the {grammar.kind} is not valid: {reason}", "send a valid one, or none")
         return matcher
 

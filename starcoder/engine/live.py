@@ -27,6 +27,8 @@ class LiveSample:
         """The chunk that a drawn token brings; the token joins the sequence unless the sample ends."""
         if self.first_token_at is None:
             self.first_token_at = now
+        if self.draw.constraint is not None and self.draw.constraint.problem is not None:
+            return self.end("error", now)  # the token was drawn from what no grammar allows
         outcome = self.stopper.push(drawn.token)
         logprobs: tuple[TokenLogprob, ...] = ()
         if drawn.logprob is not None and outcome.is_kept:

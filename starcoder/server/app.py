@@ -4,9 +4,10 @@ import base64
 import hashlib
 import logging
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from dataclasses import asdict
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import asdict, replace
 from functools import partial
 from importlib import resources
 from typing import Any
@@ -20,6 +21,7 @@ from starlette.types import Receive, Scope, Send
 
 from starcoder import __version__
 from starcoder.errors import StarcoderError
+from starcoder.request import CompletionRequest
 from starcoder.server import chat, llamacpp, ollama, openai, overlap, tabby, tgi
 from starcoder.server.codec import Body, ErrorFormat, Exchange, HTTPError, Json, ServerInfo
 from starcoder.server.guard import Guard
@@ -42,6 +44,7 @@ log = logging.getLogger(__name__)
 Reader = Callable[[object, ServerInfo], Exchange]
 Handler = Callable[[Request], Awaitable[Response]]
 
+_VARIED_TEMPERATURE = 0.8  # of further answers to the same request
 _LLAMACPP_PATHS = ("/infill", "/completion", "/completions", "/detokenize", "/props")
 
 
@@ -126,6 +129,7 @@ class _Routes:
         self._app, self._info, self._settings = app, info, settings
         self._worker, self._metrics, self._lanes = worker, metrics, lanes
         self._bodies: dict[type[Body], None] = {}
+        self._asked: Counter[bytes] = Counter()  # bodies of requests that are being answered
 
     def add_completions(self) -> None:
         """Routes that generate text. Those that may hold a chat are always read in a thread."""
@@ -238,16 +242,34 @@ class _Routes:
         async def handler(request: Request) -> Response:
             with self._metrics.counting() as stats:
                 data = await self._body(request)
-                if is_slow or len(data) > SMALL_BYTES:
-                    exchange = await self._lanes.run(len(data), lambda: self._read(read, data))
-                else:
-                    exchange = self._read(read, data)
-                stats.is_stream = exchange.is_stream
-                return await answer(
-                    request, exchange, self._worker, self._lanes, write_s=self._settings.write_s
-                )
+                with self._asking(data) as is_repeated:
+                    if is_slow or len(data) > SMALL_BYTES:
+                        exchange = await self._lanes.run(len(data), lambda: self._read(read, data))
+                    else:
+                        exchange = self._read(read, data)
+                    if is_repeated:
+                        exchange.requests = [_varied(one) for one in exchange.requests]
+                    stats.is_stream = exchange.is_stream
+                    return await answer(
+                        request, exchange, self._worker, self._lanes, write_s=self._settings.write_s
+                    )
 
         self._add(path, handler, body)
+
+    @contextmanager
+    def _asking(self, body: bytes) -> Iterator[bool]:
+        """Whether the same request runs already and leaves the temperature open.
+
+        Editors ask several times at once for several suggestions: the first is greedy, the others vary.
+        """
+        is_open = not any(name in body for name in (b'"temperature"', b'"seed"', b'"session"'))
+        self._asked[body] += 1
+        try:
+            yield is_open and self._asked[body] > 1
+        finally:
+            self._asked[body] -= 1
+            if not self._asked[body]:
+                del self._asked[body]
 
     async def _body(self, request: Request) -> bytes:
         return await read_body(request, body_s=self._settings.body_s)
@@ -320,6 +342,10 @@ class _Routes:
     def _require_health(self) -> None:
         if self._worker.trouble is not None:
             raise HTTPError(self._worker.trouble, status=503, kind="healthcheck")
+
+
+def _varied(request: CompletionRequest) -> CompletionRequest:
+    return replace(request, sampling=replace(request.sampling, temperature=_VARIED_TEMPERATURE))
 
 
 def _wants_attribution(data: object) -> bool:

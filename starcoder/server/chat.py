@@ -1,16 +1,19 @@
 """Chat: OpenAI's `/v1/chat/completions`. Limits: text only."""
 
+import sys
 import time
 import uuid
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from types import FrameType
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
 from starcoder.chat import INSTRUCT_MODELS, Message, base_model, with_tool_prompt
 from starcoder.errors import StarcoderError
-from starcoder.request import Chunk, Completion, CompletionRequest, TokenLogprob, Usage
+from starcoder.request import Chunk, Completion, CompletionRequest, FinishReason, TokenLogprob, Usage
 from starcoder.server import openai
 from starcoder.server.codec import (
     Body,
@@ -20,23 +23,38 @@ from starcoder.server.codec import (
     ServerInfo,
     sse,
 )
-from starcoder.server.tools import Tools
+from starcoder.server.tools import Call, CallReader, Tools
+
+_MAX_TEMPLATE_S = 5.0
 
 
-def _joined(content: object) -> object:
-    """The text of a message that comes in parts."""
-    if isinstance(content, list) and all(isinstance(part, dict) and "text" in part for part in content):
-        return "".join(str(part["text"]) for part in content)
-    return content
+def joined(content: object) -> object:
+    """The text of a message that comes in parts. Raises: ValueError: a part that is no text."""
+    if not isinstance(content, list):
+        return content
+    kinds = [part.get("type", "text") for part in content if isinstance(part, dict) and "text" not in part]
+    if kinds or not all(isinstance(part, dict) for part in content):
+        raise ValueError(f"this model reads text only, not {', '.join(map(str, kinds)) or 'this'}")
+    return "".join(str(part["text"]) for part in content)
 
 
 class TurnBody(Body):
     role: str
-    content: Annotated[str, BeforeValidator(_joined)] = ""
+    content: Annotated[str, BeforeValidator(joined)] = ""
     tool_calls: tuple[Any, ...] = ()
+    function_call: dict[str, Any] | None = None  # OpenAI's form before there were tools
+
+    def message(self) -> Message:
+        """The message as templates know it."""
+        message = self.model_dump(exclude_defaults=True, exclude={"function_call"}) | {
+            "content": self.content
+        }
+        if self.function_call is not None:
+            message["tool_calls"] = [{"type": "function", "function": self.function_call}]
+        return message
 
 
-class ChatBody(CompletionFields, wire={"max_tokens": ("max_completion_tokens",)}):
+class ChatBody(CompletionFields, wire={"max_tokens": ("max_completion_tokens", "max_tokens", "n_predict")}):
     """Body of `/v1/chat/completions`."""
 
     model: str = ""
@@ -45,6 +63,9 @@ class ChatBody(CompletionFields, wire={"max_tokens": ("max_completion_tokens",)}
     top_logprobs: int | None = None
     tools: tuple[Any, ...] = ()
     tool_choice: dict[str, Any] | str | None = None
+    parallel_tool_calls: bool = True
+    functions: tuple[Any, ...] = ()
+    function_call: dict[str, Any] | str | None = None
     stream: bool = False
     stream_options: openai.StreamOptions = openai.StreamOptions()
 
@@ -53,28 +74,39 @@ def read(data: object, info: ServerInfo) -> "ChatExchange":
     """Parse a chat request. Raises: HTTPError, RequestError: what is wrong with it."""
     body = ChatBody.read(data)
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    turns: list[Message] = [turn.model_dump() for turn in body.messages]
-    tools = Tools.read(body.tools, body.tool_choice)
-    if tools is not None:
-        turns = with_tool_prompt(turns, tools.instructions()) if turns else turns
-    request = ask(body, turns, info, logprobs=logprobs)
-    if tools is not None and request.sampling.grammar is not None:
-        raise HTTPError("`tools` and a form of the answer exclude each other", "send one of the two")
-    if tools is not None:
-        sampling = replace(request.sampling, grammar=tools.grammar(), ignore_eos=False)
-        request = replace(request, sampling=sampling)
-    return ChatExchange([request], body.stream, info, body.stream_options.include_usage, tools)
+    is_legacy = bool(body.functions) and not body.tools
+    tools = Tools.read(
+        body.functions if is_legacy else body.tools,
+        body.function_call if is_legacy else body.tool_choice,
+        is_parallel=body.parallel_tool_calls and not is_legacy,
+        is_closed=info.closed_objects,
+    )
+    request = ask(body, [turn.message() for turn in body.messages], info, tools, logprobs=logprobs)
+    return ChatExchange(
+        [request],
+        body.stream,
+        info,
+        body.stream_options.include_usage,
+        tools,
+        is_legacy=is_legacy,
+        is_warm_up=body.given.get("max_tokens") == 0,
+    )
 
 
 def ask(
     body: CompletionFields,
     turns: Sequence[Message],
     info: ServerInfo,
+    tools: Tools | None = None,
     *,
     logprobs: int | None = None,
     **changes: Any,
 ) -> CompletionRequest:
-    """The request for the next turn of the assistant. Raises: HTTPError: a base model, or no messages."""
+    """The request for the next turn of the assistant; no limit means what the context leaves.
+
+    Raises:
+        HTTPError: a base model, no messages, or both tools and a form of the answer.
+    """
     chat = info.chat
     if chat is None:
         raise HTTPError(
@@ -84,8 +116,38 @@ def ask(
     if not turns:
         raise HTTPError("`messages` is empty", "send at least one")
     changes["stop"] = (*body.given.get("stop", ()), *chat.stops(info.tokenizer))
-    params = body.params(default_max_tokens=info.default_max_tokens, logprobs=logprobs, **changes)
-    return body.encoded(chat.encode_prompt(turns, info.tokenizer), params)
+    params = body.params(default_max_tokens=info.context_length, logprobs=logprobs, **changes)
+    if tools is not None:
+        if params.grammar is not None:
+            raise HTTPError("`tools` and a form of the answer exclude each other", "send one of the two")
+        turns = with_tool_prompt(turns, tools.instructions())
+        params = replace(params, grammar=tools.grammar(), ignore_eos=False)
+    with time_limit(_MAX_TEMPLATE_S):
+        tokens = chat.encode_prompt(turns, info.tokenizer)
+    return body.encoded(tokens, params)
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Ends Python code of this thread that runs for longer, such as the loops of a template.
+
+    Raises:
+        HTTPError: the time is over.
+    """
+    end, before = time.monotonic() + seconds, sys.gettrace()
+
+    def trace(frame: FrameType, event: str, arg: object) -> Any:
+        if time.monotonic() > end:
+            raise HTTPError(
+                f"the chat template ran for more than {seconds:.0f} s", "send shorter messages", status=422
+            )
+        return trace if frame.f_code.co_filename == "<template>" else None
+
+    sys.settrace(trace)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
 
 
 @dataclass
@@ -102,9 +164,12 @@ class ChatExchange:
     created: int = field(default_factory=lambda: int(time.time()))
     _usage: Usage | None = None
     _num_tokens: int = 0
+    is_legacy: bool = False  # the call is a `function_call`
+    is_warm_up: bool = False  # only the cache matters
     _begun: set[int] = field(default_factory=set)
-    _held: dict[int, str] = field(default_factory=dict)  # what may become a call, of each choice
-    _free: set[int] = field(default_factory=set)  # choices that are plain text
+
+    def __post_init__(self) -> None:
+        self._calls = CallReader(self.tools)
 
     def whole(self, samples: Sequence[Sequence[Completion]]) -> Json:
         choices = [self._choice(one) for one in samples[0]]
@@ -113,16 +178,27 @@ class ChatExchange:
         return self._head("chat.completion") | {"choices": choices} | self._costs()
 
     def _choice(self, one: Completion) -> dict[str, Any]:
-        call = self.tools.call(one.text) if self.tools is not None else None
-        message: dict[str, Any] = {"role": "assistant", "content": one.text}
-        if call is not None:
-            message |= {"content": None, "tool_calls": [call]}
+        text, calls = CallReader(self.tools).push(0, "" if self.is_warm_up else one.text, is_last=True)
+        message: dict[str, Any] = {"role": "assistant", "content": text}
+        if calls:
+            message |= {"content": None, **self._format_calls(calls)}
         return {
             "index": one.index,
             "message": message,
             "logprobs": self._logprobs(one.logprobs),
-            "finish_reason": openai.FINISH[one.finish_reason] if call is None else "tool_calls",
+            "finish_reason": self._finish(one.finish_reason, calls),
         }
+
+    def _format_calls(self, calls: Sequence[Call], *, is_part: bool = False) -> dict[str, Any]:
+        if self.is_legacy:
+            return {"function_call": calls[0].openai()["function"]}
+        numbered = [{"index": number} if is_part else {} for number in range(len(calls))]
+        return {"tool_calls": [at | call.openai() for at, call in zip(numbered, calls, strict=True)]}
+
+    def _finish(self, reason: FinishReason, calls: Sequence[Call]) -> str:
+        if not calls:
+            return openai.FINISH[reason]
+        return "function_call" if self.is_legacy else "tool_calls"
 
     def events(self, position: int, chunk: Chunk) -> Iterator[str]:
         self._num_tokens += len(chunk.tokens)
@@ -130,39 +206,24 @@ class ChatExchange:
         delta: dict[str, Any] = {}
         if chunk.index not in self._begun:
             self._begun.add(chunk.index)
-            delta["role"] = "assistant"
-            delta["content"] = ""
-        text, call = self._split(chunk)
+            delta |= {"role": "assistant", "content": ""}
+        reason = chunk.finish_reason
+        text, calls = self._calls.push(
+            chunk.index, "" if self.is_warm_up else chunk.text, is_last=reason is not None
+        )
         if text:
             delta["content"] = text
-        finish = None if chunk.finish_reason is None else openai.FINISH[chunk.finish_reason]
-        if call is not None:
-            delta["tool_calls"] = [{"index": 0, **call}]
-            finish = "tool_calls"
-        if delta or finish or chunk.logprobs:
+        if calls:
+            delta |= self._format_calls(calls, is_part=True)
+        if delta or reason or chunk.logprobs:
             choice = {
                 "index": chunk.index,
                 "delta": delta,
                 "logprobs": self._logprobs(chunk.logprobs),
-                "finish_reason": finish,
+                "finish_reason": None if reason is None else self._finish(reason, calls),
             }
             usage = {"usage": None} if self.has_usage_chunk else {}
             yield sse(self._head("chat.completion.chunk") | {"choices": [choice]} | usage)
-
-    def _split(self, chunk: Chunk) -> tuple[str, dict[str, Any] | None]:
-        """What of a chunk is text for the client, and the call that it completes: a call comes whole."""
-        if self.tools is None:
-            return chunk.text, None
-        held = self._held.pop(chunk.index, "") + chunk.text
-        if held and not held.startswith("{"):
-            self._free.add(chunk.index)
-        if chunk.index in self._free:
-            return held, None
-        if chunk.finish_reason is None:
-            self._held[chunk.index] = held
-            return "", None
-        call = self.tools.call(held)
-        return ("", call) if call is not None else (held, None)
 
     def end(self) -> str:
         if not self.has_usage_chunk:

@@ -96,6 +96,7 @@ class ServerInfo:
     trust_prompts: bool = False  # raw prompts with sentinels go to the model as they are
     default_max_tokens: int = 256  # where neither a request nor its contract names a limit
     chat: ChatTemplate | None = None  # None: a base model
+    closed_objects: bool = True  # arguments of tools have no properties but those that are listed
     attribution: "Index | None" = None  # source files whose spans are reported
 
     @property
@@ -106,8 +107,7 @@ class ServerInfo:
 class Exchange(Protocol):
     """One HTTP exchange: what is asked, and how the answer is formatted. Stateful while it streams."""
 
-    @property
-    def requests(self) -> Sequence[CompletionRequest]: ...
+    requests: Sequence[CompletionRequest]
 
     @property
     def is_stream(self) -> bool: ...
@@ -334,7 +334,8 @@ class CompletionFields(SamplingFields):
         given["top_k"] = min(max(given.get("top_k", 0), 0), _MAX_INT)
         if "seed" in given:
             given["seed"] = None if given["seed"] == -1 else given["seed"] % 2**63
-        given["max_tokens"] = min(given.get("max_tokens", default_max_tokens), _MAX_INT)
+        num_tokens = given.get("max_tokens", default_max_tokens)  # -1: as many as the context leaves
+        given["max_tokens"] = _MAX_INT if num_tokens < 0 else min(max(1, num_tokens), _MAX_INT)
         given["ignore_eos"] = given.get("ignore_eos", False) and grammar is None
         return SamplingParams(logprobs=logprobs, grammar=grammar, **given)
 

@@ -1,11 +1,12 @@
 """llama.cpp's server: `/infill`, `/completion`, `/tokenize`, `/detokenize`, `/props`.
 
 What llama.vim and llama.vscode send and read. Accepted and without effect: `samplers`, `id_slot`,
-`cache_prompt` (the cache is always on), `t_max_prompt_ms`, `t_max_predict_ms`, `min_p`.
+`cache_prompt` (the cache is always on).
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from pydantic import Field
 
@@ -33,7 +34,14 @@ from starcoder.server.codec import (
     sse,
 )
 
-_STOP_TYPES = {"eos": "eos", "stop": "word", "length": "limit", "deadline": "limit", "abort": "none"}
+_STOP_TYPES = {
+    "eos": "eos",
+    "stop": "word",
+    "length": "limit",
+    "deadline": "limit",
+    "abort": "none",
+    "error": "none",
+}
 
 
 class ExtraFile(Body):
@@ -59,6 +67,8 @@ class InfillBody(
     n_probs: int = 0
     return_tokens: bool = False
     response_fields: tuple[str, ...] = ()
+    t_max_predict_ms: float | None = Field(default=None, description="as `deadline_ms`, at a whole line")
+    t_max_prompt_ms: float = 0.0
     stream: bool = False
 
 
@@ -108,13 +118,12 @@ def _ids(prompt: Sequence[int | str]) -> list[int]:
 
 
 def _params(body: InfillBody, info: ServerInfo) -> SamplingParams:
-    num_tokens = body.given.get("max_tokens", info.default_max_tokens)
-    if num_tokens < 0:  # -1: to the end of the context
-        num_tokens = info.context_length
+    deadline: dict[str, Any] = {}
+    if (body.t_max_predict_ms or 0) > 0 and "deadline_ms" not in body.given:
+        milliseconds = (body.t_max_predict_ms or 0) + max(0.0, body.t_max_prompt_ms)
+        deadline = {"deadline_ms": milliseconds, "deadline_at": "line"}
     probabilities = min(body.n_probs, 100) if body.n_probs > 0 else None
-    return body.params(
-        default_max_tokens=info.default_max_tokens, logprobs=probabilities, max_tokens=max(1, num_tokens)
-    )
+    return body.params(default_max_tokens=info.default_max_tokens, logprobs=probabilities, **deadline)
 
 
 def _exchange(body: InfillBody, request: CompletionRequest, info: ServerInfo) -> "InfillExchange":

@@ -22,6 +22,7 @@ from starcoder.server.codec import (
     ServerInfo,
     format_error,
 )
+from starcoder.server.tools import Call, CallReader, Tools
 
 _DONE: dict[FinishReason, str] = {
     "eos": "stop",
@@ -29,6 +30,7 @@ _DONE: dict[FinishReason, str] = {
     "length": "length",
     "deadline": "length",
     "abort": "abort",
+    "error": "error",
 }
 
 
@@ -55,6 +57,7 @@ class OllamaChatBody(Body):
 
     model: str = ""
     messages: tuple[chat.TurnBody, ...] = ()
+    tools: tuple[Any, ...] = ()
     options: Options = Options()
     format: dict[str, Any] | str | None = None
     stream: bool = True
@@ -96,10 +99,11 @@ def read_chat(data: object, info: ServerInfo) -> "OllamaExchange":
     body = OllamaChatBody.read(data)
     if not body.messages:
         return OllamaExchange([], body.stream, info, is_chat=True)
-    turns = [message.model_dump() for message in body.messages]
+    turns = [message.message() for message in body.messages]
     options = _with_format(body.options, body.format)
-    request = chat.ask(options, turns, info, **_limit(options, info))
-    return OllamaExchange([request], body.stream, info, is_chat=True)
+    tools = Tools.read(body.tools, is_closed=info.closed_objects)
+    request = chat.ask(options, turns, info, tools, **_limit(options, info))
+    return OllamaExchange([request], body.stream, info, is_chat=True, tools=tools)
 
 
 def _with_format(options: Options, format: dict[str, Any] | str | None) -> Options:
@@ -120,21 +124,26 @@ class OllamaExchange:
     is_stream: bool
     info: ServerInfo
     is_chat: bool = False
+    tools: Tools | None = None
     media_type: str = "application/x-ndjson"
     _num_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        self._calls = CallReader(self.tools)
 
     def whole(self, samples: Sequence[Sequence[Completion]]) -> Json:
         if not samples:
             return self._part("") | {"done": True, "done_reason": "load"}
         one = samples[0][0]
-        return self._part(one.text) | self._last(one.finish_reason, one.usage, len(one.tokens))
+        text, calls = self._calls.push(0, one.text, is_last=True)
+        return self._part(text, calls) | self._last(one.finish_reason, one.usage, len(one.tokens))
 
     def events(self, position: int, chunk: Chunk) -> Iterator[str]:
         self._num_tokens += len(chunk.tokens)
-        last = chunk.finish_reason is not None and chunk.usage is not None
-        if chunk.text:
-            yield _line(self._part(chunk.text) | {"done": False})
-        if last and chunk.finish_reason is not None and chunk.usage is not None:
+        text, calls = self._calls.push(0, chunk.text, is_last=chunk.finish_reason is not None)
+        if text or calls:
+            yield _line(self._part(text, calls) | {"done": False})
+        if chunk.finish_reason is not None and chunk.usage is not None:
             yield _line(self._part("") | self._last(chunk.finish_reason, chunk.usage, self._num_tokens))
 
     def end(self) -> str:
@@ -143,10 +152,15 @@ class OllamaExchange:
     def failure(self, problem: StarcoderError) -> str:
         return _line(error(problem))
 
-    def _part(self, text: str) -> dict[str, object]:
+    def _part(self, text: str, calls: Sequence[Call] = ()) -> dict[str, object]:
         part: dict[str, object] = {"response": text}
         if self.is_chat:
-            part = {"message": {"role": "assistant", "content": text}}
+            message: dict[str, object] = {"role": "assistant", "content": text}
+            if calls:
+                message["tool_calls"] = [
+                    {"function": {"name": call.name, "arguments": call.arguments}} for call in calls
+                ]
+            part = {"message": message}
         created = datetime.now(UTC).isoformat().replace("+00:00", "Z")
         return {"model": self.info.model, "created_at": created, **part}
 

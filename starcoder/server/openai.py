@@ -31,7 +31,14 @@ from starcoder.server.codec import (
 # OpenAI's own. Source: the reference of its completions endpoint.
 DEFAULT_MAX_TOKENS = 16
 
-FINISH = {"eos": "stop", "stop": "stop", "length": "length", "deadline": "length", "abort": "abort"}
+FINISH = {
+    "eos": "stop",
+    "stop": "stop",
+    "length": "length",
+    "deadline": "length",
+    "abort": "abort",
+    "error": "error",
+}
 _KINDS = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
@@ -78,15 +85,15 @@ def read_completion(data: object, info: ServerInfo) -> "CompletionExchange":
     """
     body = CompletionBody.read(_flat(data))
     n, max_tokens = body.given.get("n", 1), body.given.get("max_tokens", DEFAULT_MAX_TOKENS)
-    if body.best_of is not None and body.best_of != n:
-        raise HTTPError("`best_of` must equal `n`", "ask for `n` samples and choose with `logprobs`")
+    if body.best_of is not None and not (body.best_of == n or n == 1):
+        raise HTTPError("`best_of` must equal `n` or come with `n` 1", "choose among `n` samples yourself")
     if body.echo and body.num_logprobs is not None and max_tokens != 0:
         raise HTTPError(
             "`echo` with `logprobs` is not supported", "log-probabilities of a prompt are not computed"
         )
     prompts = body.prompt
     at_most(len(prompts) * max(1, n), "samples")
-    is_echo_alone = body.echo and max_tokens == 0
+    is_echo_alone = max_tokens == 0
     limit = {"max_tokens": 1} if is_echo_alone else {}
     params = body.params(default_max_tokens=DEFAULT_MAX_TOKENS, logprobs=body.num_logprobs, **limit)
     requests: list[CompletionRequest] = []

@@ -72,6 +72,10 @@ class Attributed:
     def requests(self) -> Sequence[CompletionRequest]:
         return self.inner.requests
 
+    @requests.setter
+    def requests(self, requests: Sequence[CompletionRequest]) -> None:
+        self.inner.requests = requests
+
     @property
     def is_stream(self) -> bool:
         return self.inner.is_stream

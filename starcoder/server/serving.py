@@ -60,6 +60,7 @@ class Server:
             aliases=_aliases(name, _NAMES.get(model.tokenizer.sentinels.style, "")),
             compat=settings.compat,
             trust_prompts=settings.trust_prompts,
+            closed_objects=settings.closed_objects,
             default_max_tokens=min(settings.default_max_tokens, model.engine.context_length // 2),
             attribution=attribution,
             chat=ChatTemplate.find(chat_template, folder, model.tokenizer),

@@ -44,6 +44,8 @@ class ServerSettings:
     """Web origin whose pages may send requests, or *; may be given several times."""
     compat: Compat = "lenient"
     """tgi-strict has the limits and messages of Text Generation Inference."""
+    closed_objects: bool = True
+    """Allow the arguments of tool calls only the properties that a tool lists, where it says nothing else."""
     trust_prompts: bool = False
     """Pass raw prompts with sentinel tokens to the model as they are, instead of parsing them."""
     drain_s: int = 60

@@ -20,6 +20,9 @@ from starcoder.server.codec import (
     ServerInfo,
 )
 
+# Its clients have no field to ask for another number. Source: Tabby, `default_max_decoding_tokens`.
+DEFAULT_MAX_TOKENS = 64
+
 
 class Snippet(Body):
     filepath: str = ""
@@ -61,7 +64,7 @@ def read_completion(data: object, info: ServerInfo) -> "TabbyExchange":
         *segments.declarations,
     ]
     request = body.infill(
-        segments.prefix, segments.suffix, body.params(default_max_tokens=info.default_max_tokens)
+        segments.prefix, segments.suffix, body.params(default_max_tokens=DEFAULT_MAX_TOKENS)
     )
     request = replace(
         request,

@@ -35,6 +35,7 @@ _FINISH: dict[FinishReason, str] = {
     "length": "length",
     "deadline": "length",
     "abort": "length",
+    "error": "length",
 }
 
 

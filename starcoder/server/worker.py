@@ -330,6 +330,12 @@ class Worker:
         error = None
         if any(chunk.finish_reason == "abort" for _, chunk in running.pending):
             error = _cancelled(running.was_cancelled)
+        if any(chunk.finish_reason == "error" for _, chunk in running.pending):
+            error = HTTPError(
+                "the answer cannot follow its grammar any further",
+                "send a simpler grammar or schema",
+                status=422,
+            )
         chunks, running.pending = running.pending, []
         self._send(running.job, chunks, is_done=is_done, error=error)
         if running.job.num_unread > MAX_UNREAD:

@@ -142,7 +142,7 @@ def test_null_is_absent_for_every_parameter(idle, path):
         ("/v1/completions", '{"prompt": "a", "n": 100000}', 400),
         ("/v1/completions", '{"prompt": "a", "stop": [1]}', 400),
         ("/v1/completions", '{"prompt": "a", "echo": true, "logprobs": 1}', 400),
-        ("/v1/completions", '{"prompt": "a", "best_of": 3}', 400),
+        ("/v1/completions", '{"prompt": "a", "n": 2, "best_of": 3}', 400),
         ("/v1/completions", "[" * 100000, 400),
         ("/v1/completions", b"\xff\xfe\x00", 400),
         ("/v1/chat/completions", '{"messages": []}', 400),

@@ -178,7 +178,7 @@ class TestTabby:
         body = {"language": "python", "segments": self.segments, "user": "me", "temperature": None}
         reply = idle.post("/v1/completions", body).json()
         request = infill(
-            16,
+            64,
             path="src/add.py",
             repo="me/sums",
             extras=(
