@@ -14,6 +14,7 @@ from starcoder.errors import ConfigError
 
 # Languages whose lines are long by nature. Source: The Stack v2, "long line filters".
 _LONG_LINES = {"HTML", "JSON", "Markdown", "TeX", "Text", "XML", "reStructuredText", "RMarkdown", "XSLT"}
+_DATA = ("JSON", "JSON with Comments", "JSON5", "JSONLD", "YAML", "CSV", "TSV")
 _FEW_LETTERS = {"Isabelle", "Agda", "Lean", "Assembly", "Augeas", "INI", "Go Module", "Yacc", "SQL"}
 _ENCODED = re.compile(
     r"[a-zA-Z0-9+/\n=]{64,}|(?:\b(?:0x|\\x)?[0-9a-fA-F]{2}(?:,|\b\s*)){8,}|(?:\\u[0-9a-fA-F]{4}){8,}"
@@ -127,7 +128,7 @@ class _VisibleText(HTMLParser):
 
 
 def _json_yaml(content: str, language: str, settings: FilterSettings) -> bool:
-    return language in ("JSON", "YAML") and not 50 <= len(content) <= settings.json_yaml
+    return language in _DATA and not 50 <= len(content) <= settings.json_yaml
 
 
 _FILTERS: dict[str, Callable[[str, str, FilterSettings], bool]] = {

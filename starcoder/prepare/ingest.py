@@ -21,7 +21,13 @@ from starcoder.prepare.records import Dropped, Record, Repository
 from starcoder.prepare.secrets import mask
 from starcoder.prepare.settings import PrepareSettings
 from starcoder.prepare.source_text import decode, generated
-from starcoder.repos.languages import language_of, languages
+from starcoder.repos.languages import (
+    MAX_START_BYTES,
+    NOTEBOOK,
+    language_of,
+    language_of_notebook,
+    mapped_language,
+)
 from starcoder.repos.licenses import is_wanted, license_of_file
 from starcoder.repos.walk import TreeReader
 from starcoder.tokenizer import Tokenizer
@@ -136,8 +142,8 @@ class Ingestor:
         if data is None:
             return "unreadable"
         language = self._language(record, data)
-        if language is None or (self.settings.languages and language not in self.settings.languages):
-            return "no language of the family" if language is None else "language not asked for"
+        if language is None:
+            return "no known language"
         text = decode(data)
         if isinstance(text, str):
             return text
@@ -145,13 +151,16 @@ class Ingestor:
         if reason:
             return reason
         content, kind, blob = text.content, "file", record.blob or _blob_name(data)
-        if language == "Jupyter Notebook":
+        if language == NOTEBOOK:
             if self.settings.family == "santacoder":
                 return "notebook, for which the family has no layout"
             cells = formats.notebook(content)
             if cells is None:
                 return "notebook without cells"
+            language = language_of_notebook(text.content) or language
             content, kind = cells, "notebook"
+        if self.settings.languages and language not in self.settings.languages:
+            return "language not asked for"
         if record.kind == "commit":
             change = self._change(record, reader, text.content)
             if change is None:
@@ -163,7 +172,8 @@ class Ingestor:
         return _Document(content, language, kind, blob, text.encoding)
 
     def _language(self, record: Record, data: bytes) -> str | None:
-        return record.language if record.language in languages() else language_of(record.path, data[:4096])
+        mapped = mapped_language(record.path, self.settings.language_map)
+        return mapped or record.language or language_of(record.path, data[:MAX_START_BYTES])
 
     def _change(self, record: Record, reader: TreeReader, after: str) -> str | None:
         if len(after) > MAX_COMMIT_FILE_BYTES or reason_to_drop(after, "Text", self.settings.filters):

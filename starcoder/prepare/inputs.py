@@ -6,7 +6,7 @@ What cannot be listed is counted, never an error; a path that is not there is th
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from starcoder.errors import ConfigError
 from starcoder.prepare import formats
@@ -15,6 +15,7 @@ from starcoder.prepare.secrets import mask
 from starcoder.prepare.settings import PrepareSettings
 from starcoder.prepare.source_text import decode, is_vendored
 from starcoder.repos import git
+from starcoder.repos.languages import mapped_language, may_be_source
 from starcoder.repos.walk import SourceTree, TreeFile, walk
 
 MAX_COMMIT_FILE_BYTES = 50_000  # of a file that a commit changes
@@ -151,8 +152,9 @@ def _reason(file: TreeFile, settings: PrepareSettings) -> str | None:
     vendored = bool(said["linguist-vendored"]) if "linguist-vendored" in said else is_vendored(file.path)
     if vendored and not settings.vendored:
         return "vendored"
-    if file.language is None and "." in PurePosixPath(file.path).name[1:]:
-        return "no language of the family"
+    is_mapped = file.language or mapped_language(file.path, settings.language_map)
+    if not is_mapped and not may_be_source(file.path):
+        return "no known language"
     return None
 
 

@@ -159,5 +159,5 @@ _FINDERS: Mapping[str, Callable[[str], list[str]]] = {
     "Rust": _rust,
     "C": _c,
     "C++": _c,
-    "CUDA": _c,
+    "Cuda": _c,
 }

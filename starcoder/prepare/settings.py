@@ -7,7 +7,7 @@ from typing import Literal
 from starcoder.errors import ConfigError
 from starcoder.prepare.filters import FilterSettings
 from starcoder.prepare.secrets import SecretSettings
-from starcoder.repos.languages import languages
+from starcoder.repos.languages import check_language_map, known_language
 
 Family = Literal["santacoder", "starcoder", "starcoder2"]
 
@@ -66,6 +66,8 @@ class PrepareSettings:
     """Read the files of repositories from disk, with what is neither committed nor ignored."""
     languages: tuple[str, ...] = ()
     """Read files of these languages only, such as Python or C++."""
+    language_map: tuple[str, ...] = ()
+    """Languages of further files, as PATTERN=LANGUAGE: `*.inc=PHP`, `.tpl=HTML` or `conf/*=INI`."""
     vendored: bool = False
     """Include folders of third-party code."""
     max_file_bytes: int = 1_000_000
@@ -119,11 +121,8 @@ class PrepareSettings:
         for name in ("validation_share", "metadata_rate", "contamination"):
             if not 0 <= (getattr(self, name) or 0) <= 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected between 0 and 1")
-        for language in self.languages:
-            if language not in languages():
-                meant = [name for name in languages() if name.lower() == language.lower()]
-                hint = f"is it {meant[0]}?" if meant else f"the languages are {', '.join(languages())}"
-                raise ConfigError(f"there is no language {language!r}", hint)
+        object.__setattr__(self, "languages", tuple(map(known_language, self.languages)))
+        check_language_map(self.language_map)
         if self.family == "santacoder" and (self.commits or self.issues):
             raise ConfigError(
                 "SantaCoder was not trained on commits or issues and has no tags for them",

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from starcoder.repos import git
-from starcoder.repos.languages import language_of
+from starcoder.repos.languages import language_named
 from starcoder.repos.licenses import MAX_LICENSE_BYTES, license_of_path, licenses_of_tree
 from starcoder.repos.skip import Attributes, IgnoreRules, is_made
 
@@ -24,7 +24,7 @@ class TreeFile:
     path: str  # from the tree's root, with "/"
     size: int  # bytes
     blob: str = ""  # git's id of the content; "" if it is read from the disk
-    language: str | None = None  # by .gitattributes or the name; None if only the content tells, or nothing
+    language: str | None = None  # by .gitattributes; None if they name none
     license: str = ""  # of the file by its path: its own notice is in its content
     attributes: dict[str, str] = field(
         default_factory=dict
@@ -247,7 +247,7 @@ def _described(tree: SourceTree) -> SourceTree:
 def _with_facts(file: TreeFile, attributes: dict[str, str], licenses: dict[str, str]) -> TreeFile:
     return replace(
         file,
-        language=attributes.get("linguist-language") or language_of(file.path),
+        language=language_named(attributes.get("linguist-language", "")),
         license=license_of_path(file.path, licenses),
         attributes=attributes,
     )
