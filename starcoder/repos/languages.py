@@ -232,7 +232,7 @@ def _table() -> _Table:
             for one in about[key]:
                 found.setdefault(one, []).append(name)
     for extension, names in maps["extensions"].items():
-        names.sort(key=lambda one: (listed[one]["extensions"][0] != extension, one not in popular, one))
+        names.sort(key=lambda one: _preference(one, extension, listed, popular))
     for name in listed:
         by_alias[name.lower()] = name
     rules = {end: one["rules"] for one in data["heuristics"] for end in one["extensions"]}
@@ -252,6 +252,14 @@ def _table() -> _Table:
         generated=re.compile("|".join(f"(?:{one})" for one in data["generated_paths"])),
         starts=data["generated_starts"],
     )
+
+
+def _preference(
+    name: str, extension: str, listed: Mapping[str, Mapping[str, Any]], popular: set[str]
+) -> tuple[bool, bool, bool, str]:
+    """Languages with the smaller value are taken for an extension where nothing else decides."""
+    is_first = listed[name]["extensions"][0] == extension
+    return not is_first, name not in popular, name not in trained_languages("starcoder"), name
 
 
 @cache
