@@ -259,7 +259,8 @@ def _preference(
 ) -> tuple[bool, bool, bool, str]:
     """Languages with the smaller value are taken for an extension where nothing else decides."""
     is_first = listed[name]["extensions"][0] == extension
-    return not is_first, name not in popular, name not in trained_languages("starcoder"), name
+    is_known = listed[name]["type"] == "prose" or name in trained_languages("starcoder")
+    return not is_first, name not in popular, not is_known, name
 
 
 @cache
