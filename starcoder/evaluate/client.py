@@ -9,7 +9,7 @@ import json
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from typing import cast
@@ -17,6 +17,7 @@ from typing import cast
 from starcoder.errors import CapacityError, ConfigError, RequestError
 from starcoder.request import Chunk, CompletionRequest, FinishReason, Usage
 
+_MAX_STOPS = 4  # that OpenAI's API takes
 _BUSY = (429, 502, 503, 504)
 _FINISHED = {"stop": "stop", "length": "length"}
 
@@ -31,6 +32,7 @@ class Endpoint:
     concurrency: int = 16
     timeout_s: float = 600.0
     num_retries: int = 5  # of a request that finds the server busy or gone, each after twice the time
+    cut: Callable[[CompletionRequest, str], str] | None = None  # where an engine of ours would end an answer
 
     def generate(self, requests: Sequence[CompletionRequest]) -> Iterator[Chunk]:
         """Ask for all requests; the chunks of one request come together, requests in any order.
@@ -73,18 +75,27 @@ class Endpoint:
         }
         if request.suffix is not None:
             body["suffix"] = request.suffix
-        stop = [*sampling.stop, *(["\n"] if sampling.max_lines == 1 else [])]
+        stop = [*(["\n"] if sampling.max_lines == 1 else []), *sampling.stop]
         if stop:
-            body["stop"] = stop
+            body["stop"] = stop[:_MAX_STOPS]
         if sampling.seed is not None:
             body["seed"] = sampling.seed % 2**31  # larger ones are refused by some servers
         answer = self._ask("completions", body)
         match answer:
             case {"choices": [*choices]} if len(choices) == sampling.n:
-                return [_chunk(at, number, choice, answer) for number, choice in enumerate(choices)]
+                chunks = [_chunk(at, number, choice, answer) for number, choice in enumerate(choices)]
+                return [self._ended(request, chunk) for chunk in chunks]
         raise ConfigError(
             f"{self.url} answered without {sampling.n} choices", "is it a server of OpenAI's completions?"
         )
+
+    def _ended(self, request: CompletionRequest, chunk: Chunk) -> Chunk:
+        """The answer up to where it should have ended: servers take few stop strings, some take none."""
+        text = chunk.text
+        for stop in request.sampling.stop:
+            text = text.partition(stop)[0]
+        text = text if self.cut is None else self.cut(request, text)
+        return chunk if text == chunk.text else replace(chunk, text=text, finish_reason="stop")
 
     def _ask(self, path: str, body: dict[str, object] | None) -> object:
         base = self.url.rstrip("/")

@@ -2,15 +2,22 @@
 
 import hashlib
 import json
+import os
+import platform
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from statistics import fmean
 
+from starcoder.errors import DISTRIBUTION
 from starcoder.evaluate.problems import Problem
 from starcoder.evaluate.recipes import Recipe, published
 from starcoder.evaluate.samples import Sample
 from starcoder.evaluate.sandbox.verdicts import Isolation
-from starcoder.evaluate.scores import Comparison, Interval, bootstrap, compare, failures, pass_at_k
+from starcoder.evaluate.scores import Comparison, Interval, compare, failures, interval, pass_at_k
 
 KS = (1, 10, 100)
 
@@ -28,12 +35,41 @@ class About:
     limit: int | None = None
     quantize: str = "none"
     dtype: str = ""
+    samples_sha256: str = ""  # of anybody's samples that were judged, of which no recipe is known
 
     @property
     def fingerprint(self) -> str:
         """A hash of all that moves a result: a log of samples goes on only under the same one."""
         fields = asdict(self) | {"recipe": self.recipe.hash, "data_origin": ""}
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def environment() -> dict[str, str]:
+    """Where and when a result was made: versions, machine, date (UTC) and the revision of this code."""
+    found = {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "starcoder": version(DISTRIBUTION),
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "cores": str(os.cpu_count()),
+    }
+    for name in ("torch", "numpy"):
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found | {"revision": _revision()}
+
+
+def _revision() -> str:
+    """The commit of the source tree that this package runs from; empty if it is installed from a wheel."""
+    folder = Path(__file__).resolve().parents[2]
+    if not (folder / ".git").exists():
+        return ""
+    import pygit2
+
+    try:
+        return str(pygit2.Repository(str(folder)).head.target)
+    except (pygit2.GitError, KeyError):
+        return ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,6 +81,8 @@ class Result:
     samples: tuple[Sample, ...]
     isolation: Isolation | None = None  # None: nothing was executed
     seconds: float = 0.0
+    ks: tuple[int, ...] = KS
+    accepts_unconfirmed: bool = False  # whether `unconfirmed` counts as a pass
 
     @property
     def name(self) -> str:
@@ -71,13 +109,13 @@ class Result:
         if not groups:
             return {}
         found: dict[str, Interval] = {}
-        ks = [k for k in KS if k <= min(map(len, groups.values()))]
+        ks = [k for k in self.ks if k <= min(map(len, groups.values()))]
         if self.isolation is not None and self.can_confirm:
-            found = {f"pass@{k}": bootstrap(_passes(groups, k)) for k in ks}
+            found = {f"pass@{k}": interval(_passes(groups, k, is_confirmed=self._is_strict)) for k in ks}
         if self.isolation is not None and (not self.can_confirm or self._has_unconfirmed()):
-            found |= {f"unconfirmed@{k}": bootstrap(_passes(groups, k, is_confirmed=False)) for k in ks}
+            found |= {f"unconfirmed@{k}": interval(_passes(groups, k, is_confirmed=False)) for k in ks}
         names = {name: None for group in groups.values() for sample in group for name in sample.scores}
-        return found | {name: bootstrap(_means(groups, name)) for name in names if _means(groups, name)}
+        return found | {name: interval(_means(groups, name)) for name in names if _means(groups, name)}
 
     @property
     def can_confirm(self) -> bool:
@@ -85,6 +123,11 @@ class Result:
         program = self.problems[0].program("") if self.problems else None
         in_container = self.isolation is not None and "container" in self.isolation.reached
         return program is not None and program.language == "python" and not in_container
+
+    @property
+    def _is_strict(self) -> bool:
+        """Whether only confirmed verdicts count as passes."""
+        return self.can_confirm and not self.accepts_unconfirmed
 
     def _has_unconfirmed(self) -> bool:
         return any(sample.verdict and sample.verdict.kind == "unconfirmed" for sample in self.samples)
@@ -99,7 +142,7 @@ class Result:
             tests = {}
             if self.isolation is not None and chosen:
                 name = "pass@1" if self.can_confirm else "unconfirmed@1"
-                tests = {name: fmean(_passes(chosen, 1, is_confirmed=self.can_confirm))}
+                tests = {name: fmean(_passes(chosen, 1, is_confirmed=self._is_strict))}
             found[group] = tests | {name: fmean(_means(chosen, name)) for name in names}
             found[group]["num_problems"] = len(chosen)
         return found
@@ -108,7 +151,7 @@ class Result:
         """The first score of each problem: the share of samples that pass, or that match exactly."""
         groups = self.by_problem()
         if self.isolation is not None:
-            values = _passes(groups, 1, is_confirmed=self.can_confirm)
+            values = _passes(groups, 1, is_confirmed=self._is_strict)
         else:
             values = [
                 fmean(sample.scores.get("exact_match", 0.0) for sample in some) for some in groups.values()
@@ -131,11 +174,14 @@ class Result:
             "num_problems": len({sample.problem for sample in self.samples}),
             "num_samples": len(self.samples),
             "failures": dict(failures(sample.verdict for sample in self.samples if sample.verdict)),
-            "recipe": {**asdict(recipe), "hash": recipe.hash},
+            "recipe": None if about.samples_sha256 else {**asdict(recipe), "hash": recipe.hash},
+            "samples_sha256": about.samples_sha256 or None,
+            "num_problems_of_task": len(self.problems),
             "data": {"origin": about.data_origin, "sha256": about.data_sha256},
             "seed": about.seed,
             "fingerprint": about.fingerprint,
             "seconds": round(self.seconds, 3),
+            "environment": environment(),
             "published": [asdict(one) for one in published(about.model, about.task, recipe.name)],
         }
         if self.is_unavailable:

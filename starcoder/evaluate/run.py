@@ -71,18 +71,48 @@ def judge_samples(
     samples: Sequence[Sample],
     judge: Judge | None,
     *,
+    is_partial: bool = False,
+    log: Path | None = None,
     progress: Progress = lambda done, total: None,
 ) -> list[Sample]:
     """Judge anybody's samples; verdicts they bring are not believed. `problems` are as their task has them.
 
+    With `log` verdicts are kept in that file as they come, and those it has are taken from it.
+
     Raises:
-        ConfigError: a sample of a problem that is not among these, or none at all.
+        ConfigError: a sample of a problem that is not among these, or a problem without a sample unless
+            `is_partial`.
     """
-    judging = _Judging(problems, judge, None, progress=lambda done: progress(done, len(samples)))
+    if not samples:
+        raise ConfigError("there are no samples", "each line of the file is one sample")
     _check_known(problems, samples)
-    for sample in samples:
-        judging.take(replace(sample, verdict=None, scores={}))
-    return judging.finish()
+    asked = {sample.problem for sample in samples}
+    missing = [problem.id for problem in problems if problem.id not in asked]
+    if missing and not is_partial:
+        raise ConfigError(
+            f"{len(missing)} of {len(problems)} problems have no sample, the first is {missing[0]!r}",
+            "--partial scores those that have one; --limit takes the first problems alone",
+        )
+    kept = {} if log is None or not log.exists() else _kept(log, problems)
+    file = None if log is None else Log(log)
+    judging = _Judging(problems, judge, file, progress=lambda done: progress(done, len(samples)))
+    try:
+        for sample in samples:
+            known = kept.get(sample.key)
+            if known is not None and known.text == sample.text:
+                judging.take(known)
+                continue
+            sample = replace(sample, verdict=None, scores={})
+            if file is not None and known is None:
+                file.add(sample)
+            judging.take(sample)
+        judged = judging.finish()
+        if file is not None:
+            file.finish(judged)
+    finally:
+        if file is not None:
+            file.close()
+    return judged
 
 
 class _Judging:

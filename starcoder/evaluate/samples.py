@@ -5,17 +5,19 @@ read as one. So a run appends and never rewrites until it ends. The fields `task
 `solution` for whole programs, are those of human-eval and EvalPlus.
 """
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, cast, get_args
+from typing import IO, cast
 
 from starcoder.errors import ConfigError
-from starcoder.evaluate.sandbox.verdicts import Kind, Verdict
-from starcoder.files import read_jsonl, write_jsonl
+from starcoder.evaluate.sandbox.verdicts import KINDS, Verdict
+from starcoder.files import read_jsonl, replace_atomically
 
 Key = tuple[str, int]  # problem and number of the sample
+_SHOWN = ("input", "expected", "found")  # of a failed test
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,25 +64,31 @@ class Log:
         self._file.close()
 
     def _write(self, fields: Mapping[str, object]) -> None:
-        self._file.write(json.dumps(fields, ensure_ascii=False) + "\n")
+        self._file.write(json.dumps(fields) + "\n")
         self._file.flush()
 
 
 def write(path: Path, samples: Iterable[Sample]) -> None:
     """A file of samples, there as a whole or not at all."""
-    write_jsonl(path, map(_fields, samples))
+    with replace_atomically(path) as part, part.open("w", encoding="ascii") as file:
+        # As escapes: a model may write half a surrogate pair, which UTF-8 has no bytes for.
+        file.writelines(json.dumps(_fields(sample)) + "\n" for sample in samples)
 
 
-def read(path: Path) -> list[Sample]:
+def read(path: Path, problems: Sequence[str] = ()) -> list[Sample]:
     """Samples of a file, ours or another's, or of a folder as EvalPlus writes it (`HumanEval_0/0.py`).
 
-    Samples without a number are numbered in their order, problem by problem.
+    Files are JSON lines, also compressed, or bigcode-evaluation-harness's `generations.json`, a list of the
+    whole programs for each of `problems`, in their order. Samples without a number are numbered in theirs,
+    problem by problem. Of a row with both a completion and a solution the solution counts, as in EvalPlus.
 
     Raises:
-        ConfigError: not such a file.
+        ConfigError: not such a file, or one that has the same sample twice.
     """
     if path.is_dir():
         rows = _folder(path)
+    elif path.suffix == ".json":
+        rows = list(_generations(path, problems))
     else:
         try:
             rows = list(read_jsonl(path))
@@ -96,8 +104,45 @@ def read(path: Path) -> list[Sample]:
         if not isinstance(number, int):
             number = counts.get(problem, 0)
             counts[problem] = number + 1
-        merged.setdefault((problem, number), {}).update(row)
+        known = merged.setdefault((problem, number), {})
+        if _has_text(known) and _has_text(row):
+            raise ConfigError(
+                f"{str(path)!r} has sample {number} of {problem!r} twice", "were two files put together?"
+            )
+        known.update(row)
     return [_sample(key, row, path) for key, row in merged.items()]
+
+
+def sha256(path: Path) -> str:
+    """The checksum of a file of samples, or of all files of a folder of them."""
+    digest = hashlib.sha256()
+    for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def _has_text(row: Mapping[str, object]) -> bool:
+    return "completion" in row or "solution" in row
+
+
+def _generations(path: Path, problems: Sequence[str]) -> Iterator[dict[str, object]]:
+    try:
+        lists = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"cannot read {str(path)!r}: {error.strerror}") from None
+    except ValueError:
+        lists = None
+    if not isinstance(lists, list) or not all(isinstance(some, list) for some in lists):
+        raise ConfigError(
+            f"{str(path)!r} is not a list of lists of programs", "samples are JSON lines, or generations.json"
+        )
+    if len(lists) > len(problems):
+        raise ConfigError(
+            f"{str(path)!r} has answers to {len(lists)} problems; expected at most {len(problems)}",
+            "are they of this task?",
+        )
+    for problem, some in zip(problems, lists, strict=False):
+        yield from ({"task_id": problem, "solution": text} for text in some)
 
 
 def read_log(path: Path) -> list[Sample]:
@@ -111,7 +156,7 @@ def read_log(path: Path) -> list[Sample]:
 
 
 def _sample(key: Key, row: Mapping[str, object], path: Path) -> Sample:
-    is_whole = "completion" not in row
+    is_whole = "solution" in row or "completion" not in row
     text = row.get("solution" if is_whole else "completion")
     if not isinstance(text, str) or not key[0]:
         raise ConfigError(
@@ -134,8 +179,9 @@ def _sample(key: Key, row: Mapping[str, object], path: Path) -> Sample:
 
 def _verdict(value: object) -> Verdict | None:
     match value:
-        case {"kind": str(kind), "detail": str(detail), "seconds": float(seconds)} if kind in get_args(Kind):
-            return Verdict(cast("Kind", kind), detail, seconds)
+        case {"kind": str(kind), "detail": str(detail), "seconds": float(seconds), **rest} if kind in KINDS:
+            shown = {name: str(rest.get(name, "")) for name in _SHOWN}
+            return Verdict(kind, detail, seconds, **shown)
     return None
 
 
@@ -151,7 +197,8 @@ def _fields(sample: Sample) -> dict[str, object]:
         verdict = sample.verdict
         seconds = round(float(verdict.seconds), 4)
         fields["passed"] = verdict.passed
-        fields["verdict"] = {"kind": verdict.kind, "detail": verdict.detail, "seconds": seconds}
+        shown = {name: getattr(verdict, name) for name in _SHOWN if getattr(verdict, name)}
+        fields["verdict"] = {"kind": verdict.kind, "detail": verdict.detail, "seconds": seconds, **shown}
     if sample.scores:
         fields["scores"] = dict(sample.scores)
     return fields

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +10,8 @@ import numpy as np
 from starcoder.errors import ConfigError
 from starcoder.evaluate.sandbox.verdicts import Kind, Verdict
 
+_TAIL, _Z = 0.025, 1.959963984540054  # of 95 %
+_FEW = 50  # problems: below, Wilson's interval covers 92.5 % of some shares
 _ROWS = 512  # resamples at a time: bounds memory for long runs
 
 
@@ -53,6 +55,61 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
     for drawn in range(num_samples - num_correct + 1, num_samples + 1):
         none_passes *= max(0.0, 1.0 - k / drawn)
     return 1.0 - none_passes
+
+
+def interval(scores: Sequence[float]) -> Interval:
+    """The mean over problems and its 95 % confidence interval.
+
+    Scores of 0 and 1 alone (one sample of each problem) are a proportion; others are resampled, and where all
+    are equal, which resampling cannot see beyond, they are treated as a proportion too.
+
+    Raises:
+        ConfigError: there are no scores.
+    """
+    if scores and ({*scores} <= {0, 1} or len({*scores}) == 1):
+        return proportion(math.fsum(scores), len(scores))
+    return bootstrap(scores)
+
+
+def proportion(num_passed: float, num_problems: int) -> Interval:
+    """A share of problems and its 95 % confidence interval.
+
+    Below 50 problems Clopper and Pearson's with half the weight on the observed count (mid-p), which covers
+    at least 93 % of true shares from 0.02 to 0.98 at 20 problems; from 50 on Wilson's.
+
+    Source: Agresti and Coull 1998, "Approximate is better than 'exact' for interval estimation of binomial
+    proportions".
+    """
+    share = num_passed / num_problems
+    if num_problems < _FEW and num_passed == int(num_passed):
+        return Interval(share, *_mid_p(int(num_passed), num_problems))
+    spread = _Z**2 / num_problems
+    center = (share + spread / 2) / (1 + spread)
+    half = _Z * math.sqrt(share * (1 - share) / num_problems + spread / (4 * num_problems)) / (1 + spread)
+    return Interval(share, max(0.0, center - half), min(1.0, center + half))
+
+
+def _mid_p(num_passed: int, num_problems: int) -> tuple[float, float]:
+    """The shares at which 2.5 % lie beyond the observed count, half of the count itself included."""
+
+    def beyond(share: float) -> float:
+        terms = [
+            math.comb(num_problems, k) * share**k * (1 - share) ** (num_problems - k)
+            for k in range(num_passed, num_problems + 1)
+        ]
+        return math.fsum(terms[1:]) + terms[0] / 2
+
+    low = 0.0 if num_passed == 0 else _rising_to(beyond, _TAIL)
+    return low, 1.0 if num_passed == num_problems else _rising_to(beyond, 1 - _TAIL)
+
+
+def _rising_to(function: Callable[[float], float], value: float) -> float:
+    """Where a rising function of a share reaches `value`, by bisection."""
+    low, high = 0.0, 1.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (low, middle) if function(middle) > value else (middle, high)
+    return (low + high) / 2
 
 
 def bootstrap(

@@ -78,7 +78,7 @@ def test_the_body_says_all_that_matters(server):
         "temperature": 0.5,
         "top_p": 0.9,
         "n": 1,
-        "stop": ["x", "\n"],
+        "stop": ["\n", "x"],
         "seed": 2**62 % 2**31,
     }
 
@@ -110,3 +110,17 @@ def test_what_is_no_completion_is_refused(server, answer, error):
 def test_a_server_that_is_not_there_is_told():
     with pytest.raises(ConfigError, match="cannot reach"):
         list(Endpoint(url="http://127.0.0.1:9", num_retries=0).generate([CompletionRequest(prefix="a")]))
+
+
+def test_answers_are_cut_here_and_few_stops_are_sent(server):
+    stops = tuple(f"\n{word}" for word in ("class", "def", "#", "@", "print", "if"))
+    server.answers = [(200, {"choices": [{"text": "    return 1\nprint(2)\n", "finish_reason": "length"}]})]
+    request = CompletionRequest(prefix="p", sampling=SamplingParams(stop=stops))
+    [[answer]] = collect(endpoint(server, model="m").generate([request])).values()
+    assert (answer.text, answer.finish_reason) == ("    return 1", "stop")
+    assert len(server.bodies[0][0]["stop"]) == 4
+    server.answers = [(200, {"choices": [{"text": "a\nb\nc", "finish_reason": "length"}]})]
+    lines = CompletionRequest(prefix="p", sampling=SamplingParams(max_lines=2))
+    cutting = endpoint(server, model="m", cut=lambda request, text: text.partition("\nc")[0])
+    [[answer]] = collect(cutting.generate([lines])).values()
+    assert answer.text == "a\nb"

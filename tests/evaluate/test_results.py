@@ -12,18 +12,20 @@ from starcoder.evaluate.samples import Sample
 from starcoder.evaluate.sandbox.verdicts import Isolation, Program, Verdict
 from starcoder.request import CompletionRequest
 
-WALLS = Isolation(reached=("network", "files"), missing=("seccomp",))
-KINDS = {"p": "passed", "f": "assertion", "u": "unavailable", "s": "syntax"}
+LAYERS = Isolation(reached=("net-namespace", "landlock"), missing=("seccomp",))
+KINDS = {"p": "passed", "f": "assertion", "u": "unavailable", "s": "syntax", "w": "unconfirmed"}
 
 
-def result(verdicts, *, model="nano", text="<script>alert(1)</script>", **options):
+def result(
+    verdicts, *, model="nano", text="<script>alert(1)</script>", language="python", more=None, **options
+):
     """One problem a word, one sample a letter."""
     about = About(task="starter", model=model, recipe=named("greedy"), data_sha256="0" * 64, **options)
     problems = tuple(
         Problem(
             id=f"P/{at}",
             request=CompletionRequest(prefix=f"def f{at}():\n"),
-            check=lambda code: Program(code, ""),
+            check=lambda code: Program(code, "", language),
         )
         for at in range(len(verdicts))
     )
@@ -32,7 +34,7 @@ def result(verdicts, *, model="nano", text="<script>alert(1)</script>", **option
         for at, word in enumerate(verdicts)
         for index, letter in enumerate(word)
     )
-    return Result(about=about, problems=problems, samples=samples, isolation=WALLS)
+    return Result(about=about, problems=problems, samples=samples, isolation=LAYERS, **(more or {}))
 
 
 def test_pass_at_k_is_over_problems():
@@ -119,3 +121,27 @@ def test_the_page_is_whole_and_harmless():
 def test_a_long_text_is_cut():
     text = page([result(["f"], text="x" * 100_000)])
     assert len(text) < 20_000
+
+
+def test_what_is_unconfirmed_is_no_pass_unless_accepted_and_other_languages_have_nothing_else():
+    found = result(["p", "w", "f", "f"]).document()
+    assert (found["pass@1"], found["unconfirmed@1"]) == (0.25, 0.5)
+    assert found["failures"] == {"assertion": 2, "unconfirmed": 1}
+    assert result(["p", "w"], more={"accepts_unconfirmed": True}).document()["pass@1"] == 1.0
+    other = result(["w", "f"], language="javascript")
+    assert other.document()["unconfirmed@1"] == 0.5 and "pass@1" not in other.document()
+    assert list(other.per_problem().values()) == [1.0, 0.0]
+
+
+def test_any_k_can_be_asked_for():
+    found = result(["pffff", "ffffp"], more={"ks": (1, 5, 6)}).document()
+    assert (found["pass@1"], found["pass@5"]) == (pytest.approx(0.2), 1.0)
+    assert "pass@6" not in found
+
+
+def test_a_result_says_where_and_when_it_was_made():
+    found = result(["p"]).document()
+    assert {"date", "starcoder", "python", "system", "torch", "revision"} <= found["environment"].keys()
+    assert found["isolation"]["holds"]["files"] == ("landlock",)
+    assert result(["p"], samples_sha256="ab").document()["recipe"] is None
+    assert result(["p"], samples_sha256="ab").about.fingerprint != result(["p"]).about.fingerprint

