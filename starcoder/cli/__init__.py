@@ -28,6 +28,7 @@ VERBS = (
     *("plan", "quantize", "bench", "evaluate", "export"),
     *("prepare", "finetune", "merge", "pretrain", "doctor", "attribution"),
 )
+_LAUNCHED = re.compile(r"--local[-_]rank=\d+")
 _BROKEN_PIPE = 141  # what a shell reports for a program that SIGPIPE ended
 
 
@@ -42,6 +43,8 @@ def main(arguments: Sequence[str]) -> int:
     """
     if sys.stdout is None or sys.stderr is None:
         return _without_streams()
+    while arguments and _LAUNCHED.fullmatch(arguments[0]):  # torch.distributed.launch puts it first
+        arguments = arguments[1:]
     for stream in (sys.stdout, sys.stderr):
         # Source code is UTF-8 whatever the locale says, and a CRLF file's lines stay CRLF.
         stream.reconfigure(encoding="utf-8", errors="backslashreplace", newline="")  # type: ignore[union-attr]
@@ -142,6 +145,7 @@ def _with_new_names(arguments: Sequence[str]) -> list[str]:
     """The arguments with a verb's former flags under their present names, without those that do nothing."""
     module = sys.modules.get(f"starcoder.cli.{_module(arguments[0])}") if arguments else None
     renamed, ignored = getattr(module, "OLD_NAMES", {}), getattr(module, "IGNORED", {})
+    bare = getattr(module, "BARE", {})  # values of flags that were once given without any
     found, left = list[str](), list(arguments)
     while left:
         word = left.pop(0)
@@ -149,6 +153,10 @@ def _with_new_names(arguments: Sequence[str]) -> list[str]:
         name = flag.removeprefix("--").replace("_", "-") if flag.startswith("--") else ""
         if name in ignored:
             del left[: 0 if equals else ignored[name]]
+        elif name in bare and not equals and (not left or left[0].startswith("--")):
+            found.append(f"--{name}={bare[name]}")
+        elif renamed.get(name) == "":  # a positional argument now
+            found += [value] if equals else []
         else:
             found.append(f"--{renamed[name]}{equals}{value}" if name in renamed else word)
     return found

@@ -9,10 +9,15 @@ from cyclopts import Parameter
 
 from starcoder.errors import ConfigError
 
+# Flags of the original project's script, by what they are called here; "" is a positional argument.
+OLD_NAMES = {"base-model-name-or-path": "model", "peft-model-path": ""}
+_SAME_NAME = "auto"
+BARE = {"push-to-hub": _SAME_NAME}
+
 
 def run(
     *adapters: str,
-    output: Annotated[Path, Parameter(alias="-o")],
+    output: Annotated[Path | None, Parameter(alias="-o")] = None,
     model: Annotated[str | None, Parameter(alias="-m")] = None,
     adapter_weight: tuple[float, ...] = (),
     push_to_hub: str | None = None,
@@ -29,16 +34,21 @@ def run(
 
     Args:
         adapters: Folders or Hugging Face ids of adapters of one model.
-        output: The new folder.
+        output: The new folder; the name of --model with "-merged" behind it by default.
         model: The model that they were trained on; the one they name if not given.
         adapter_weight: How much an adapter counts, once for each adapter; 1 if not given.
-        push_to_hub: Also upload the folder under this name, to a private repository if it is new.
+        push_to_hub: Also upload the folder under this name, or its own; a new repository is private.
         json: Print one JSON document instead of text.
     """
     if not adapters:
         raise ConfigError(
             "there is no adapter to merge", "give its folder, as in `starcoder merge runs/mine`"
         )
+    if output is None and model is None:
+        raise ConfigError("there is no folder to write to", "name one with --output, such as ./merged")
+    output = Path(f"{model}-merged") if output is None else output
+    if push_to_hub == _SAME_NAME:
+        push_to_hub = str(output)
     if len(adapter_weight) not in (0, len(adapters)):
         raise ConfigError(
             f"there are {len(adapters)} adapters and {len(adapter_weight)} weights",

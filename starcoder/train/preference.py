@@ -5,7 +5,8 @@ pairs: the accepted document, then the rejected one.
 """
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -66,23 +67,44 @@ class PairBatch(Batch):
         return int((self.labels_BT != IGNORE).any(1).sum())
 
 
-def dpo(adapter: Adapter, *, beta: float = 0.1) -> Loss:
+def dpo(adapter: Adapter, *, beta: float = 0.1, start: Mapping[str, Tensor] | None = None) -> Loss:
     """The loss of preferring accepted completions, summed over pairs; `adapter` is that of the model trained.
 
-    `beta` says how dear it is to leave the reference. Source: Rafailov et al. 2023, arXiv:2305.18290, eq. 7.
+    `beta` is the strength of the KL penalty towards the reference: the model below the adapter, or with the
+    adapter's weights `start`. Source: Rafailov et al. 2023, arXiv:2305.18290, eq. 7.
     """
 
     def loss(model: Transformer, batch: Batch) -> Tensor:
+        reference = _reference(model, batch, adapter, start)
         trained = log_likelihoods(model, batch)
-        was_training = model.training
-        model.eval()
-        with torch.no_grad(), adapter.disabled():
-            reference = log_likelihoods(model, batch)
-        model.train(was_training)
         margins = (trained - reference).view(-1, 2)
         return (-F.logsigmoid(beta * (margins[:, 0] - margins[:, 1])) * is_pair(batch, margins)).sum()
 
     return loss
+
+
+@torch.no_grad()
+def _reference(
+    model: Transformer, batch: Batch, adapter: Adapter, start: Mapping[str, Tensor] | None
+) -> Tensor:
+    """Log-likelihoods of the reference, which is computed first: weights must not change under a graph."""
+    was_training = model.training
+    model.eval()
+    with adapter.disabled() if start is None else _started(adapter, start):
+        found = log_likelihoods(model, batch)
+    model.train(was_training)
+    return found
+
+
+@contextmanager
+def _started(adapter: Adapter, start: Mapping[str, Tensor]) -> Iterator[None]:
+    """Inside, the adapter has the weights that it began with."""
+    trained = {name: tensor.clone() for name, tensor in adapter.state().items()}
+    adapter.load_state(start)
+    try:
+        yield
+    finally:
+        adapter.load_state(trained)
 
 
 def is_pair(batch: Batch, like: Tensor) -> Tensor:

@@ -16,9 +16,9 @@ from rich.console import Console
 from starcoder import checkpoint
 from starcoder.adapters.adapter import Adapter
 from starcoder.chat import ChatTemplate, tokens_of
-from starcoder.checkpoint.adapter import add_adapter
+from starcoder.checkpoint.adapter import add_adapter, load_adapter
 from starcoder.errors import ConfigError
-from starcoder.files import write_jsonl
+from starcoder.files import read_json, write_jsonl
 from starcoder.model import Transformer
 from starcoder.tokenizer import Tokenizer
 from starcoder.train import bins, loop, survey
@@ -65,6 +65,9 @@ def prepare(recipe: Recipe, console: Console, group: "Processes | None" = None) 
     """
     device = choose_device(recipe.device) if group is None else group.device
     precision = choose_precision(device, recipe.precision)
+    if recipe.init_adapter is not None and group is not None:
+        raise ConfigError("--init-adapter does not run in several processes", "merge the adapter first")
+    recipe = _with_base(recipe)
     folder = checkpoint.resolve(recipe.model)
     config = checkpoint.read_config(folder)
     positions = config.max_positions
@@ -113,7 +116,9 @@ def prepare(recipe: Recipe, console: Console, group: "Processes | None" = None) 
         from starcoder.train import preference
 
         assert adapter is not None, "dpo trains an adapter"
-        loss = preference.dpo(adapter, beta=recipe.beta)
+        # Its weights as they are before any checkpoint is restored.
+        start = {n: x.clone() for n, x in adapter.state().items()} if recipe.init_adapter else None
+        loss = preference.dpo(adapter, beta=recipe.beta, start=start)
     learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
     row = "pairs" if recipe.method == "dpo" else f"x {recipe.seq_length} tokens"
     tell(
@@ -214,6 +219,8 @@ def build(
     is_stored = checkpoint.scheme_of(folder) is not None
     scheme = recipe.quantize if recipe.method == "qlora" and not is_stored else None
     if scheme == "nf4":
+        if recipe.init_adapter is not None:
+            raise ConfigError("--init-adapter does not go with nf4", "--quantize int4, or merge the adapter")
         model, adapter = _on_nf4(recipe, folder, device, dtype, is_alone=group is None)
     elif group is not None:
         from starcoder.train import distributed
@@ -237,11 +244,32 @@ def build(
         adapter = None
     else:
         model = checkpoint.load(folder, device=device, dtype=dtype, quantize=scheme)
-        adapter = add_adapter(model, recipe.adapter)
+        adapter = _adapter(recipe, model, vocab_size)
     model.is_recomputed = recipe.is_recomputed
     if recipe.neftune_alpha:
         add_noise(model.embed, recipe.neftune_alpha, recipe.seq_length)
     return model.train(), adapter
+
+
+def _adapter(recipe: Recipe, model: Transformer, vocab_size: int) -> Adapter:
+    """A new adapter, or the one to continue from."""
+    if recipe.init_adapter is None:
+        return add_adapter(model, recipe.adapter)
+    adapter = load_adapter(model, checkpoint.resolve_adapter(recipe.init_adapter), trainable=True)
+    if adapter.vocab_size < vocab_size:
+        raise ConfigError(
+            "the adapter has no rows for the tokens that the chat template adds",
+            "give the chat template that it was trained with, or merge it first",
+        )
+    return adapter
+
+
+def _with_base(recipe: Recipe) -> Recipe:
+    """The recipe with the model that the adapter to continue from names, where none is given."""
+    if recipe.init_adapter is None or recipe.model is not None:
+        return recipe
+    config = read_json(checkpoint.resolve_adapter(recipe.init_adapter) / "adapter_config.json")
+    return dataclasses.replace(recipe, model=config.get("base_model_name_or_path"))
 
 
 def _on_nf4(
@@ -261,6 +289,7 @@ def _tokenizer(
     recipe: Recipe, folder: Path, sources: Sources, group: "Processes | None"
 ) -> tuple[Path, Tokenizer, ChatTemplate | None, tuple[int, ...]]:
     """Folder and tokenizer to train with and to save, how dialogues are shown, and ids that are new."""
+    folder = checkpoint.resolve_text(folder, recipe.init_adapter)
     tokenizer = Tokenizer.load(folder)
     if not _needs_chat(sources):
         return folder, tokenizer, None, ()

@@ -31,6 +31,8 @@ class Recipe:
     """Checkpoint folder or Hugging Face id; the bundled model by default."""
     method: Method = "lora"
     """lora: train an adapter; qlora: one on quantized weights; full: all weights; dpo: from preferences."""
+    init_adapter: str | None = None
+    """Adapter to continue from, a folder or id: to learn preferences after fine-tuning, or from more data."""
     quantize: Literal["int4", "int8", "nf4"] = "int4"
     """Quantization of qlora's base model; nf4 is bitsandbytes' and needs a GPU."""
     beta: float = 0.1
@@ -81,6 +83,8 @@ class Recipe:
     """Under torchrun: keep the shards in the CPU's memory."""
 
     def __post_init__(self) -> None:
+        if self.init_adapter is not None and self.method == "full":
+            raise ConfigError("--method full trains no adapter", "merge --init-adapter first, or choose lora")
         counts = ("seq_length", "batch_size", "accumulation", "eval_every", "save_every", "keep_checkpoints")
         for name in (*counts, "max_steps"):
             count = getattr(self, name)

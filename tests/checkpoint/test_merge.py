@@ -175,3 +175,19 @@ def test_nothing_is_uploaded_unless_asked_for(small, tmp_path, monkeypatch, caps
 def test_mistakes_on_the_command_line_are_told(tmp_path, capsys, arguments, message):
     assert cli.main(["merge", *arguments, "--output", str(tmp_path / "merged")]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_the_originals_own_flags_are_understood(monkeypatch, capsys):
+    seen = []
+
+    def merge(adapters, output, *, base):
+        seen.append((adapters, str(output), base))
+        raise CheckpointError("enough is known")
+
+    monkeypatch.setattr(checkpoint, "merge_folder", merge, raising=False)
+    line = ["merge", "--base_model_name_or_path", "org/base", "--peft_model_path", "run", "--push_to_hub"]
+    assert cli.main(line) == 1
+    assert cli.main(["merge", "--peft_model_path=run", "--base_model_name_or_path=org/base"]) == 1
+    assert seen == [([("run", 1.0)], "org/base-merged", "org/base")] * 2
+    assert cli.main(["merge", "run"]) == 2
+    assert "--output" in capsys.readouterr().err

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from starcoder import checkpoint
 from starcoder.chat import ChatTemplate
@@ -455,3 +456,59 @@ def test_a_run_told_to_end_saves_and_resumes(folder: Path, pairs: Path, tmp_path
     assert process.wait() == 143
     last = read_metrics(run / "metrics.jsonl")[-1]["step"]
     assert (run / "checkpoints" / f"step-{last:08d}.pt").is_file()
+
+
+def test_the_last_of_a_repeated_flag_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = parsed(
+        "finetune --data d --output r --max-steps 5 --lora_r 4 --max_steps=7 --rank 8", monkeypatch
+    )
+    assert (recipe.max_steps, recipe.adapter.rank) == (7, 8)
+
+
+def test_the_launcher_puts_its_flag_before_the_verb(monkeypatch: pytest.MonkeyPatch) -> None:
+    for flag in ("--local-rank=0", "--local_rank=3"):
+        assert parsed(f"{flag} finetune --data d --output r --max_steps 5", monkeypatch).max_steps == 5
+
+
+@pytest.mark.slow
+def test_the_originals_own_launch_form_runs(folder: Path, pairs: Path, tmp_path: Path) -> None:
+    """`python -m torch.distributed.launch` as the original's README has it, with underscores."""
+    run = tmp_path / "run"
+    launcher = ["-m", "torch.distributed.launch", "--nproc_per_node", "1", "-m", "starcoder"]
+    flags = f"--model_path={folder} --dataset_name={pairs} --seq_length 128 --max_steps 1 --batch_size 1"
+    flags += f" --gradient_accumulation_steps 2 --num_warmup_steps 1 --output_dir={run} --device cpu"
+    done = subprocess.run(
+        [sys.executable, *launcher, "finetune", *flags.split()], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert [row["step"] for row in read_metrics(run / "metrics.jsonl")] == [1]
+
+
+def test_a_finished_run_is_lengthened(folder: Path, pairs: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert finetune(folder, pairs, run, "--epochs", "1") == 0
+    first = read_metrics(run / "metrics.jsonl")
+    assert finetune(folder, pairs, run, "--epochs", "2") == 0
+    rows = read_metrics(run / "metrics.jsonl")
+    assert rows[: len(first)] == first
+    assert [row["step"] for row in rows] == list(range(1, 2 * len(first) + 1))
+    assert rows[-1]["tokens"] == 2 * first[-1]["tokens"], "each epoch learns the same tokens once"
+    assert finetune(folder, pairs, run, "--epochs", "1") == 0, "it is longer already"
+    assert read_metrics(run / "metrics.jsonl") == rows
+
+
+def test_preferences_are_learned_after_fine_tuning_without_a_merge(
+    folder: Path, pairs: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "preferences.jsonl"
+    rows = [{"prompt": f"add {n}", "chosen": f" {n} + 1", "rejected": " nothing"} for n in range(20)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert finetune(folder, pairs, tmp_path / "sft", "--max-steps", "2") == 0
+    flags = ["--method", "dpo", "--init-adapter", str(tmp_path / "sft"), "--max-steps", "2"]
+    assert finetune(folder, data, tmp_path / "dpo", *flags) == 0
+    (first, *_) = read_metrics(tmp_path / "dpo" / "metrics.jsonl")
+    assert first["loss"] == pytest.approx(0.6931, abs=1e-3), "the reference is where it began"
+    tuned = [load_file(tmp_path / name / "adapter_model.safetensors") for name in ("sft", "dpo")]
+    assert tuned[0].keys() == tuned[1].keys()
+    differences = [float((tuned[0][key] - tuned[1][key]).abs().max()) for key in tuned[0]]
+    assert 0 < max(differences) < 0.1, "it went on from the first"

@@ -40,15 +40,26 @@ def likelihood(model, prompt, completion):
 
 
 @pytest.mark.parametrize("variant", ["bigcode", "starcoder2-window"])
-def test_the_loss_and_its_gradient_are_the_published_formulas(variant, tokenizer):
+@pytest.mark.parametrize("continues", [False, True])
+def test_the_loss_and_its_gradient_are_the_published_formulas(variant, continues, tokenizer):
+    """The reference is the base, or the model with the adapter's weights as they were at the start."""
     model = make_model(variant)
     reference = copy.deepcopy(model)
     adapter = checkpoint.add_adapter(model, AdapterSettings(rank=4))
-    for parameter in adapter.parameters():
-        parameter.data.normal_(0, 0.2, generator=torch.Generator().manual_seed(1))
+
+    def fill(seed):
+        for parameter in adapter.parameters():
+            parameter.data.normal_(0, 0.2, generator=torch.Generator().manual_seed(seed))
+
+    start = None
+    if continues:
+        fill(2)
+        start = {name: tensor.clone() for name, tensor in adapter.state().items()}
+        reference = copy.deepcopy(model)
+    fill(1)
     batch = PreferencePairs(PAIRS, tokenizer, seq_length=16, seed=0).collate(PAIRS)
 
-    loss = dpo(adapter, beta=0.3)(model, batch)
+    loss = dpo(adapter, beta=0.3, start=start)(model, batch)
     found = torch.autograd.grad(loss, adapter.parameters())
 
     margins = [
