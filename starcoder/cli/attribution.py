@@ -23,6 +23,7 @@ def build(
     /,
     *,
     output: Annotated[Path | None, Parameter(alias="-o")] = None,
+    ignore_indentation: Annotated[bool, Parameter(negative=())] = False,
     printed: Annotated[OutputOptions, Section("Output")] = OutputOptions(),
 ) -> None:
     """Write the index of a data set or a folder of source files; secrets are masked first.
@@ -36,13 +37,14 @@ def build(
     Args:
         data: Folder that `prepare` wrote, Parquet or JSONL files, or source files.
         output: Folder of the index; by default `attribution` in the folder of the data.
+        ignore_indentation: Match lines whatever their indentation is.
     """
     from starcoder.prepare import attribution
     from starcoder.prepare.attribution_data import documents_of
 
     printed.start_logging()
     folder = output or (data if data.is_dir() else data.parent) / "attribution"
-    counts = attribution.build(documents_of(data), folder)
+    counts = attribution.build(documents_of(data), folder, ignore_indentation=ignore_indentation)
     if printed.json:
         print(json.dumps({"output": str(folder), **asdict(counts)}))
         return

@@ -254,3 +254,80 @@ def test_data_files_among_sources_are_no_documents_and_ignored_files_are_left_ou
     (code / "mix").mkdir()
     (code / "mix" / "t.parquet").write_bytes(b"PAR1")
     assert [(one.path, one.text) for one in documents_of(code)] == [("a.py", "x = 1\n")]
+
+
+SNIPPET = """def collect(values, limit):
+    kept = []
+    for value in values:
+        if value < limit:
+            kept.append(value)
+    return kept
+"""
+
+
+def test_line_ends_do_not_matter_and_offsets_are_the_texts_own(tmp_path):
+    attribution.build([Document(path="a.py", text=SNIPPET.replace("\n", "\r\n"))], tmp_path / "index")
+    index = Index(tmp_path / "index")
+    windows = "\r\n" + SNIPPET.replace("\n", "\r\n")
+    (span,) = index.find(windows)
+    assert windows[span.start : span.end] == SNIPPET.replace("\n", "\r\n")
+    (unix,) = index.find("\n" + SNIPPET)
+    assert (unix.start, unix.end, span.start) == (1, 1 + len(SNIPPET), 2)
+
+
+def test_indentation_is_ignored_where_the_index_says_so(tmp_path):
+    documents = [Document(path="a.py", text="class A:\n" + SNIPPET)]
+    deeper = "".join(f"\t{line}\n" for line in SNIPPET.split("\n")[:-1])
+    for ignores, num in ((True, 1), (False, 0)):
+        attribution.build(documents, tmp_path / str(ignores), ignore_indentation=ignores)
+        spans = Index(tmp_path / str(ignores)).find(deeper, min_characters=100)
+        assert len(spans) == num
+    (span,) = Index(tmp_path / "True").find(deeper, min_characters=100)
+    assert (deeper[span.start : span.end], span.sources[0].line) == (deeper[1:], 2)
+
+
+@pytest.mark.parametrize("name", ["documents.jsonl", "documents.npy", "places.npy", "shard-0000.text",
+                                  "shard-0000.suffixes.npy", "shard-0000.starts.npy", "index.json"])  # fmt: skip
+@pytest.mark.parametrize("harm", ["cut", "changed", "empty", "missing", "longer"])
+def test_a_damaged_index_is_never_an_all_clear(tmp_path, name, harm):
+    attribution.build([Document(path="a.py", text=SNIPPET * 3)], tmp_path / "index")
+    path = tmp_path / "index" / name
+    data = path.read_bytes()
+    changed = {
+        "cut": data[:-9],
+        "changed": bytes([data[0] ^ 1]) + data[1:],
+        "empty": b"",
+        "longer": data + data,
+    }
+    if harm == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(changed[harm])
+    with pytest.raises(ConfigError, match=r"damaged|no attribution index"):
+        Index(tmp_path / "index")
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "{}", "7", '{"format": 2}', '{"format": 2, "num_shards": "x"}', "[" * 99999]
+)
+def test_an_index_of_odd_json_is_two_lines(tmp_path, text):
+    (tmp_path / "index.json").write_text(text)
+    with pytest.raises(ConfigError, match="damaged"):
+        Index(tmp_path)
+
+
+def test_a_folder_that_is_no_index_is_not_replaced(tmp_path):
+    (tmp_path / "index.json").write_text("{}")
+    with pytest.raises(ConfigError, match="something else"):
+        attribution.build([Document(path="a.py", text=SNIPPET)], tmp_path)
+
+
+def test_boilerplate_is_marked(tmp_path):
+    license = "# Copyright 2024 The Authors\n# Licensed under the Apache License, Version 2.0 (the License)\n"
+    imports = "import collections.abc\nfrom typing import (\n    Any,\n    Callable,\n)\nimport numpy as np\n"
+    attribution.build([Document(path="a.py", text="\n\n".join([license, imports, SNIPPET]))], tmp_path / "i")
+    index = Index(tmp_path / "i")
+    texts = (license, imports, SNIPPET, imports + "\n\n" + SNIPPET)
+    assert [index.find(text)[0].is_boilerplate for text in texts] == [
+        True, True, False, False,
+    ]  # fmt: skip
