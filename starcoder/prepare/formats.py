@@ -1,62 +1,92 @@
-"""Lays out notebooks, commits and issues as the family saw them, with its tags as text in the document.
+"""Lay out notebooks and commits as the family saw them, with its tags as text in the document.
 
-Sources: bigcode-project/bigcode-dataset: preprocessing/ and the StarCoder paper (arXiv 2305.06161, section
-5) for notebooks and commits; arXiv 2402.19173, section 5, for issues and the talk below pull requests.
-Tags that a text itself spells get a blank inside, and such commits are left out: layout stays unforgeable.
+Sources: bigcode-project/bigcode-dataset: preprocessing/; StarCoder paper (arXiv 2305.06161, section 5).
+Tags that a text itself spells get a space inside, and such commits are left out: layout stays unforgeable.
 """
 
 import json
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from itertools import groupby
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
-from starcoder.layouts import (
-    Cell,
-    Talk,
-    holds_tags,
-    parse_commit,
-    without_tags,
-    write_commit,
-    write_issue,
-    write_notebook,
-)
+from starcoder.layouts import Cell, holds_tags, parse_commit, without_tags, write_commit, write_notebook
 
 _TRAILER = re.compile(
     r"^(Signed-off-by|Co-authored-by|Reviewed-by|Acked-by|Tested-by|Cc|Change-Id): .*$", re.M
 )
+_ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07]*\x07|[@-_])")
+_BOT = re.compile(
+    r"\[bot\]|[-_]bot\b|\b(dependabot|renovate|greenkeeper|pre-commit-ci|github-actions|codecov|allcontributors"
+    r"|mergify|bors|imgbot|weblate|transifex)\b",
+    re.IGNORECASE,
+)
+_MERGE = re.compile(r"Merge (branch|pull request|remote|tag|commit|[\w/.-]+ into )|Merged in ", re.IGNORECASE)
+# What GitHub's editor proposes, versions, and words without content.
+_SAYS_NOTHING = re.compile(
+    r"(update|create|delete|add|rename|edit|modify|change)[sd]? [`'\"]?[\w./-]+[`'\"]?\.?"
+    r"|add files via upload|bump .*|v?\d+(\.\d+)+.*|(release|version) v?\d.*|wip\b.*|initial commit|fixup!.*|squash!.*|\W*"
+    r"|(minor |small |quick )?(fix|update|change|typo|cleanup|clean up|tweak)(e?s)?",
+    re.IGNORECASE,
+)
 _MAX_OUTPUT = 2000  # characters of a cell's output that are kept
 _MAX_CHANGED_LINES = 100
 _MIN_MESSAGE = 10
+_WINDOW = 30  # lines of the file before and behind a change
 
 
 @dataclass(frozen=True, slots=True)
-class Issue:
-    """An issue or pull request of an export."""
+class Notebook:
+    """What a notebook holds, without pictures and metadata."""
 
-    number: str
-    repository: str
-    text: str = field(repr=False)
+    cells: tuple[Cell, ...]
+    language: str  # of its kernel in the kernel's own spelling, such as "python" or "R"; "" if none is named
+
+    @property
+    def text(self) -> str:
+        """The cells in `<jupyter_*>` layout."""
+        return write_notebook(self.cells)
+
+    @property
+    def script(self) -> str:
+        """The code alone, with the text as comments."""
+        parts = []
+        for cell in self.cells:
+            is_text = cell.output is None
+            parts.append(
+                "\n".join(f"# {line}".rstrip() for line in cell.text.split("\n")) if is_text else cell.text
+            )
+        return "\n\n".join(parts) + "\n"
 
 
-def notebook(content: str) -> str | None:
-    """The cells of a notebook's JSON, in `<jupyter_*>` layout; None: it is no notebook, or an empty one.
+def read_notebook(content: str) -> Notebook | None:
+    """The notebook of a file, of format 3 or 4; None: it is none, or has no cells with text.
 
-    Cells of one kind that follow one another become one, whose output is that of the last.
+    Cells of one kind that follow one another are joined, code up to a cell that printed something. Of outputs
+    the text stays, of errors their message; terminal colors and overwritten progress bars go.
     """
     document = _object(content)
-    cells = document.get("cells") if isinstance(document, dict) else None
-    shown: list[Cell] = []
-    for is_code, group in groupby(_cells(cells), key=lambda cell: cell.get("cell_type") == "code"):
-        run = list(group)
-        text = without_tags("\n".join(_joined(cell.get("source")) for cell in run))
-        output = without_tags("".join(_outputs(run[-1].get("outputs")))[:_MAX_OUTPUT]) if is_code else None
-        shown.append(Cell(text=text, output=output))
-    return write_notebook(shown) if shown else None
+    if not isinstance(document, dict):
+        return None
+    sheets = _dicts(document.get("worksheets")) or [document]
+    raw = [cell for sheet in sheets for cell in _dicts(sheet.get("cells")) if _source(cell).strip()]
+    cells: list[Cell] = []
+    for cell in raw:
+        text = without_tags(_source(cell))
+        is_code = cell.get("cell_type") == "code"
+        output = without_tags("".join(_outputs(cell.get("outputs")))[:_MAX_OUTPUT]) if is_code else None
+        last = cells[-1] if cells else None
+        if last is not None and (last.output is None) is not is_code and not last.output:
+            cells[-1] = Cell(text=f"{last.text}\n{text}", output=output)
+        else:
+            cells.append(Cell(text=text, output=output))
+    return Notebook(tuple(cells), _kernel_language(document, raw)) if cells else None
 
 
 def commit(before: str, message: str, after: str) -> str | None:
-    """A small change of one file as `<commit_before>`; None: it is too large, empty or badly described."""
+    """A small change of one file as `<commit_before>`; None: it is too large, empty or badly described.
+
+    Of the file the changed lines are shown with up to 30 lines before and behind.
+    """
     message = _TRAILER.sub("", message).strip()
     if len(message) < _MIN_MESSAGE or before == after or holds_tags(before, message, after):
         return None
@@ -69,7 +99,25 @@ def commit(before: str, message: str, after: str) -> str | None:
         end += 1
     if max(len(old), len(new)) - same - end > _MAX_CHANGED_LINES:
         return None
-    return write_commit(before, message, after)
+    start, left = max(0, same - _WINDOW), max(0, end - _WINDOW)
+    return write_commit(
+        "\n".join(old[start : len(old) - left]), message, "\n".join(new[start : len(new) - left])
+    )
+
+
+def why_not_a_commit(author: str, message: str) -> str | None:
+    """Why a commit teaches nothing, by its author and message; None: it may."""
+    first = message.strip().partition("\n")[0].strip()
+    if is_bot(author):
+        return "commit of a bot"
+    if _MERGE.match(first):
+        return "merge commit"
+    return "commit with a message that says nothing" if _SAYS_NOTHING.fullmatch(first) else None
+
+
+def is_bot(name: str) -> bool:
+    """Whether a login, or an author's name and address, is that of a program."""
+    return _BOT.search(name) is not None
 
 
 def changed_text(document: str) -> str:
@@ -80,27 +128,6 @@ def changed_text(document: str) -> str:
     return "\n".join([message, *(line for line in (*old, *new) if line in differing)])
 
 
-def issues(export: str, name: str, *, has_pull_requests: bool = True) -> Iterator[Issue | None]:
-    """Issues and pull requests of a JSON export; None for each that cannot be read.
-
-    The export is a list of objects as GitHub's API gives them, or one object a line: `title`, `body`,
-    `user`, `number`, `state`, `pull_request`, `merged_at`, `comments` as a list, and of pull requests `files`
-    with `filename` and `patch`; those without files are the talk alone. People become username_0, and so on.
-    Without `has_pull_requests`, as StarCoder was trained, pull requests are laid out like issues.
-    """
-    rows = _object(export)
-    if rows is None:
-        rows = [_object(line) for line in export.splitlines() if line.strip()]
-    for row in rows if isinstance(rows, list) else [rows]:
-        if not isinstance(row, dict):
-            yield None
-            continue
-        repository = str(row.get("repository") or name)
-        is_pull_request = has_pull_requests and bool(row.get("pull_request") or row.get("files"))
-        text = _pull_request(row, repository) if is_pull_request else _issue(row)
-        yield Issue(str(row.get("number", "")), repository, text) if text else None
-
-
 def _object(text: str) -> object:
     """The JSON of a text; None: it is none."""
     try:
@@ -109,68 +136,44 @@ def _object(text: str) -> object:
         return None
 
 
-def _issue(row: Mapping[str, object]) -> str | None:
-    posts = _posts(row)
-    return write_issue(Talk(posts=posts, is_closed=row.get("state") == "closed")) if posts else None
-
-
-def _pull_request(row: Mapping[str, object], repository: str) -> str | None:
-    """Source: arXiv 2402.19173, section 5: the proposal, its changes hunk by hunk, the talk, the end."""
-    hunks = "".join(_changed_file(file) for file in _dicts(row.get("files")))
-    changes = f"<pr_status>opened<repo_name>{without_tags(repository)}<pr_diff>{hunks}" if hunks else ""
-    posts = _posts(row)
-    if not posts:
-        return None
-    text = "<pr>" + "<pr_comment>".join([posts[0] + changes, *posts[1:]])
-    if row.get("state") != "closed":
-        return text
-    return f"{text}<pr_status>closed<pr_is_merged>{bool(row.get('merged_at'))}"
-
-
-def _changed_file(file: Mapping[str, object]) -> str:
-    """A file of a pull request; "" without its hunks, which GitHub leaves out of large and binary ones."""
-    hunks = [hunk for hunk in re.split(r"^(?=@@ )", str(file.get("patch") or ""), flags=re.M) if hunk.strip()]
-    shown = "".join(f"<pr_diff_hunk>{without_tags(hunk)}" for hunk in hunks)
-    return f"<pr_file>{without_tags(str(file.get('filename') or ''))}{shown}" if hunks else ""
-
-
-def _posts(row: Mapping[str, object]) -> tuple[str, ...]:
-    """Title and text, then the comments, with people under numbers instead of names; () without a title."""
-    title, body = str(row.get("title") or "").strip(), str(row.get("body") or "").strip()
-    people: dict[str, int] = {}
-
-    def post(who: Mapping[str, object], text: str) -> str:
-        number = people.setdefault(_login(who), len(people))
-        return f"username_{number}: {without_tags(text.strip())}"
-
-    if not title:
-        return ()
-    posts = [f"Title: {without_tags(title)}\n{post(row, body)}"]
-    posts += [post(c, str(c.get("body") or "")) for c in _dicts(row.get("comments"))]
-    for login in sorted((login for login in people if len(login) > 2), key=len, reverse=True):
-        name, number = rf"@{re.escape(login)}\b", people[login]
-        posts = [re.sub(name, f"@username_{number}", text) for text in posts]
-    return tuple(posts)
-
-
 def _dicts(value: object) -> list[Mapping[str, object]]:
     return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
 
 
-def _cells(cells: object) -> Iterator[Mapping[str, object]]:
-    """Those that hold something."""
-    return (cell for cell in _dicts(cells) if _joined(cell.get("source")).strip())
+def _source(cell: Mapping[str, object]) -> str:
+    """A cell's text; that of a heading of format 3 as Markdown."""
+    text = _joined(cell.get("source") if "source" in cell else cell.get("input"))
+    level = cell.get("level")
+    return f"{'#' * level} {text}" if cell.get("cell_type") == "heading" and isinstance(level, int) else text
 
 
-def _login(who: Mapping[str, object]) -> str:
-    user = who.get("user") or who.get("author")
-    return str(user.get("login", "")) if isinstance(user, dict) else str(user or "")
+def _kernel_language(document: Mapping[str, object], cells: Sequence[Mapping[str, object]]) -> str:
+    """The language as metadata names it, else the kernel's name without its version, else that of a cell."""
+    metadata = _dict(document.get("metadata"))
+    language, kernel = _dict(metadata.get("language_info")), _dict(metadata.get("kernelspec"))
+    name = re.match(r"[A-Za-z#+]*", str(kernel.get("name") or ""))
+    named = [
+        language.get("name"),
+        kernel.get("language"),
+        "R" if name and name[0] == "ir" else name and name[0],
+    ]
+    named += [cell.get("language") for cell in cells]
+    return next((str(one) for one in named if isinstance(one, str) and one), "")
+
+
+def _dict(value: object) -> Mapping[str, object]:
+    return value if isinstance(value, dict) else {}
 
 
 def _outputs(outputs: object) -> Iterator[str]:
     for output in _dicts(outputs):
         data = output.get("data")
-        yield _joined(output.get("text") or (data.get("text/plain") if isinstance(data, dict) else ""))
+        plain = data.get("text/plain") if isinstance(data, dict) else ""
+        if output.get("output_type") in ("error", "pyerr"):
+            plain = f"{output.get('ename') or 'error'}: {output.get('evalue') or ''}\n"
+        text = _ANSI.sub("", _joined(output.get("text") or plain))
+        # What a terminal shows of a line that was written over.
+        yield re.sub(r"[^\n]*\r(?=[^\n\r])", "", text.replace("\r\n", "\n")).replace("\r", "")
 
 
 def _joined(source: object) -> str:

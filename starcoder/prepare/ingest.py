@@ -15,7 +15,7 @@ from starcoder.files import bundled, write_whole
 from starcoder.prepare import formats
 from starcoder.prepare.decontaminate import Benchmarks
 from starcoder.prepare.filters import reason_to_drop
-from starcoder.prepare.inputs import MAX_COMMIT_FILE_BYTES
+from starcoder.prepare.inputs import MAX_COMMIT_FILE_BYTES, NOTEBOOK_ENDING, NOTEBOOK_FACTOR
 from starcoder.prepare.order import imports_of
 from starcoder.prepare.records import Dropped, Record, Repository
 from starcoder.prepare.secrets import mask
@@ -24,15 +24,15 @@ from starcoder.prepare.source_text import decode, generated
 from starcoder.repos.languages import (
     MAX_START_BYTES,
     NOTEBOOK,
+    language_named,
     language_of,
-    language_of_notebook,
     mapped_language,
 )
 from starcoder.repos.licenses import is_wanted, license_of_file
 from starcoder.repos.walk import TreeReader
 from starcoder.tokenizer import Tokenizer
 
-_LAID_OUT = ("notebook", "commit", "issue")
+_LAID_OUT = ("notebook", "script", "commit", "issue")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -138,7 +138,9 @@ class Ingestor:
     def _document(self, record: Record, reader: TreeReader) -> _Document | str:
         if record.kind == "issue":
             return _Document(record.text, "Text", "issue", _blob_name(record.text.encode()), "utf-8")
-        data = reader.read(record.path, record.blob, self.settings.max_file_bytes)
+        is_notebook = record.path.endswith(NOTEBOOK_ENDING)
+        limit = self.settings.max_file_bytes * (NOTEBOOK_FACTOR if is_notebook else 1)
+        data = reader.read(record.path, record.blob, limit)
         if data is None:
             return "unreadable"
         language = self._language(record, data)
@@ -147,20 +149,19 @@ class Ingestor:
         text = decode(data)
         if isinstance(text, str):
             return text
-        reason = generated(record.path, text.content)
-        if reason:
-            return reason
         content, kind, blob = text.content, "file", record.blob or _blob_name(data)
-        if language == NOTEBOOK:
-            if self.settings.family == "santacoder":
-                return "notebook, for which the family has no layout"
-            cells = formats.notebook(content)
-            if cells is None:
-                return "notebook without cells"
-            language = language_of_notebook(text.content) or language
-            content, kind = cells, "notebook"
-        if self.settings.languages and language not in self.settings.languages:
+        if language == NOTEBOOK and record.kind in ("file", "script"):
+            found = self._notebook(record, content)
+            if isinstance(found, str):
+                return found
+            content, kind, kernel = found
+            if not self._is_wanted(language, kernel):
+                return "language not asked for"
+            language = kernel
+        elif not self._is_wanted(language):
             return "language not asked for"
+        elif reason := generated(record.path, content):
+            return reason
         if record.kind == "commit":
             change = self._change(record, reader, text.content)
             if change is None:
@@ -170,6 +171,24 @@ class Ingestor:
         if reason:
             return f"filter {reason}"
         return _Document(content, language, kind, blob, text.encoding)
+
+    def _notebook(self, record: Record, content: str) -> tuple[str, str, str] | str:
+        """Content, kind and language of a notebook's document, or why there is none."""
+        if self.settings.family == "santacoder" and record.kind == "file":
+            return "notebook, for which the family has no layout"
+        notebook = formats.read_notebook(content)
+        if notebook is None:
+            return "notebook without cells"
+        tag = "<jupyter_script>" if self.settings.family == "starcoder2" else ""
+        is_script = record.kind == "script"
+        laid_out = tag + notebook.script if is_script else notebook.text
+        if len(laid_out) > self.settings.max_file_bytes:
+            return "huge"
+        language = language_named(notebook.language) or NOTEBOOK
+        return laid_out, "script" if is_script else "notebook", language
+
+    def _is_wanted(self, *names: str) -> bool:
+        return not self.settings.languages or not set(names).isdisjoint(self.settings.languages)
 
     def _language(self, record: Record, data: bytes) -> str | None:
         mapped = mapped_language(record.path, self.settings.language_map)

@@ -4,12 +4,13 @@ What cannot be listed is counted, never an error; a path that is not there is th
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from starcoder.errors import ConfigError
-from starcoder.prepare import formats
+from starcoder.prepare import formats, talk
 from starcoder.prepare.records import Dropped, Listing, Record, Repository
 from starcoder.prepare.secrets import mask
 from starcoder.prepare.settings import PrepareSettings
@@ -19,6 +20,7 @@ from starcoder.repos.languages import mapped_language, may_be_source
 from starcoder.repos.walk import SourceTree, TreeFile, walk
 
 MAX_COMMIT_FILE_BYTES = 50_000  # of a file that a commit changes
+NOTEBOOK_ENDING, NOTEBOOK_FACTOR = ".ipynb", 30  # pictures make notebooks large: their text is measured later
 _MAX_ISSUES_BYTES = 1_000_000_000
 
 
@@ -125,8 +127,14 @@ def _listing(tree: SourceTree, settings: PrepareSettings) -> Listing:
             dropped.append(Dropped(path=file.path, reason=reason))
         else:
             records.append(Record.of_file(file, times.get(file.path)))
+    if settings.notebook_scripts:
+        records += [replace(one, kind="script") for one in records if one.path.endswith(NOTEBOOK_ENDING)]
     if history and settings.commits:
-        records += _commits(history, tree.revision, settings)
+        for one in _commits(history, tree.revision, settings):
+            if isinstance(one, Record):
+                records.append(one)
+            else:
+                dropped.append(one)
     repository = Repository(
         name=tree.name, folder=str(tree.folder), revision=tree.revision, licenses=tree.licenses
     )
@@ -143,7 +151,7 @@ def _reason(file: TreeFile, settings: PrepareSettings) -> str | None:
         return "path with control characters or of no encoding"
     if file.size == 0:
         return "empty"
-    if file.size > settings.max_file_bytes:
+    if file.size > settings.max_file_bytes * (NOTEBOOK_FACTOR if file.path.endswith(NOTEBOOK_ENDING) else 1):
         return "huge"
     if said.get("binary"):
         return "binary"
@@ -168,14 +176,24 @@ def _times(repository: git.GitRepository, commit: str) -> dict[str, int]:
     return times
 
 
-def _commits(repository: git.GitRepository, commit: str, settings: PrepareSettings) -> Iterator[Record]:
+def _commits(
+    repository: git.GitRepository, commit: str, settings: PrepareSettings
+) -> Iterator[Record | Dropped]:
     """Commits, newest first, that change one file and nothing else; merges are none."""
+    counts: Counter[str] = Counter()
     for one in repository.commits(commit):
         changes = repository.changes(one.id, one.parents[0]) if len(one.parents) == 1 else None
         if changes is None or len(changes) != 1:
             continue
         (change,) = changes
         if not all(mode.startswith("100") for mode in change.modes):
+            continue
+        reason = formats.why_not_a_commit(one.author, one.message)
+        counts[change.path] += reason is None
+        if reason is None and counts[change.path] > settings.commits_per_file:
+            reason = "commit of a file with many commits"
+        if reason is not None:
+            yield Dropped(path=change.path, reason=reason, detail=one.id)
             continue
         message = mask(one.message.strip(), settings.secrets)
         yield Record(
@@ -200,12 +218,12 @@ def _list_issues(export: Path, settings: PrepareSettings) -> list[Listing]:
     if isinstance(text, str):
         return [Listing.without(export.stem, text)]
     by_name: dict[str, list[Record]] = {}
-    unreadable: list[Dropped] = []
+    left_out: list[Dropped] = []
     has_pull_requests = settings.family == "starcoder2"
-    issues = formats.issues(text.content, export.stem, has_pull_requests=has_pull_requests)
+    issues = talk.issues(text.content, export.stem, has_pull_requests=has_pull_requests)
     for number, issue in enumerate(issues, 1):
-        if issue is None:
-            unreadable.append(Dropped(path=f"entry {number}", reason="unreadable issue"))
+        if isinstance(issue, str):
+            left_out.append(Dropped(path=f"entry {number}", reason=issue))
             continue
         masked = mask(issue.text, settings.secrets)
         record = Record(
@@ -219,8 +237,8 @@ def _list_issues(export: Path, settings: PrepareSettings) -> list[Listing]:
     listings = [
         Listing(repository=Repository(name=name), records=tuple(records)) for name, records in by_name.items()
     ]
-    if unreadable:
-        listings.append(Listing(repository=Repository(name=export.stem), dropped=tuple(unreadable)))
+    if left_out:
+        listings.append(Listing(repository=Repository(name=export.stem), dropped=tuple(left_out)))
     return listings
 
 

@@ -61,7 +61,11 @@ class PrepareSettings:
     issues: tuple[Path, ...] = ()
     """JSON exports of issues and pull requests, as GitHub's API returns them, with `comments` as a list."""
     commits: bool = False
-    """Add small commits that change one file, as documents of their own."""
+    """Add small commits that change one file, as documents: the change with up to 30 lines around it."""
+    commits_per_file: int = 10
+    """Maximum number of commits that change the same file; the newest are kept."""
+    notebook_scripts: bool = False
+    """Add each notebook as a script too: its code, with the text as comments."""
     worktree: bool = False
     """Read the files of repositories from disk, with what is neither committed nor ignored."""
     languages: tuple[str, ...] = ()
@@ -115,7 +119,13 @@ class PrepareSettings:
     """Find duplicates with Ray Data, on the cluster of RAY_ADDRESS or on this machine."""
 
     def __post_init__(self) -> None:
-        for name, low in (("max_file_bytes", 1), ("shard_bytes", 1000), ("workers", 1), ("pack_tokens", 0)):
+        for name, low in (
+            ("max_file_bytes", 1),
+            ("commits_per_file", 1),
+            ("shard_bytes", 1000),
+            ("workers", 1),
+            ("pack_tokens", 0),
+        ):
             if getattr(self, name) < low:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected at least {low}")
         for name in ("validation_share", "metadata_rate", "contamination"):

@@ -286,8 +286,12 @@ def test_indentation_is_ignored_where_the_index_says_so(tmp_path):
     assert (deeper[span.start : span.end], span.sources[0].line) == (deeper[1:], 2)
 
 
-@pytest.mark.parametrize("name", ["documents.jsonl", "documents.npy", "places.npy", "shard-0000.text",
-                                  "shard-0000.suffixes.npy", "shard-0000.starts.npy", "index.json"])  # fmt: skip
+FILES = (
+    "documents.jsonl documents.npy places.npy shard-0000.text shard-0000.suffixes.npy shard-0000.starts.npy"
+)
+
+
+@pytest.mark.parametrize("name", ["index.json", *FILES.split()])
 @pytest.mark.parametrize("harm", ["cut", "changed", "empty", "missing", "longer"])
 def test_a_damaged_index_is_never_an_all_clear(tmp_path, name, harm):
     attribution.build([Document(path="a.py", text=SNIPPET * 3)], tmp_path / "index")

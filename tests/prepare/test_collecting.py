@@ -7,12 +7,13 @@ import pytest
 
 from starcoder.errors import ConfigError
 from starcoder.files import bundled
-from starcoder.prepare import formats
+from starcoder.prepare import formats, talk
 from starcoder.prepare.decontaminate import Benchmarks
 from starcoder.prepare.filters import _FILTERS, NAMES, FilterSettings, reason_to_drop
 from starcoder.prepare.ingest import Row
 from starcoder.prepare.inputs import list_inputs
 from starcoder.prepare.order import File, by_dependency, imports_of
+from starcoder.prepare.pipeline import prepare
 from starcoder.prepare.settings import PrepareSettings
 from starcoder.prepare.shards import family_tokens
 from starcoder.prepare.source_text import decode, generated, is_vendored
@@ -124,18 +125,21 @@ def test_notebooks_become_cells():
     cells = [
         {"cell_type": "markdown", "source": ["# Title\n", "text"]},
         {"cell_type": "markdown", "source": ["more"]},
-        {"cell_type": "code", "source": "import a", "outputs": [{"text": "left out"}]},
+        {"cell_type": "code", "source": "import a", "outputs": [{"text": "first"}]},
         {"cell_type": "code", "source": " \n"},
         {"cell_type": "code", "source": "1 + 1", "outputs": [{"data": {"text/plain": ["2"]}}]},
         {"cell_type": "raw", "source": "end"},
         {"cell_type": "code", "source": "x = '<fim_prefix>'", "outputs": []},
     ]
-    assert formats.notebook(json.dumps({"cells": cells})) == (
-        "<jupyter_start><jupyter_text># Title\ntext\nmore<jupyter_code>import a\n1 + 1<jupyter_output>2"
+    found = formats.read_notebook(json.dumps({"cells": cells}))
+    assert found is not None
+    assert found.text == (
+        "<jupyter_start><jupyter_text># Title\ntext\nmore<jupyter_code>import a<jupyter_output>first"
+        "<jupyter_code>1 + 1<jupyter_output>2"
         "<jupyter_text>end<jupyter_code>x = '< fim_prefix>'<jupyter_output><empty_output>"
     )
-    assert formats.notebook("{broken") is None
-    assert formats.notebook("[" * 100_000) is None
+    assert formats.read_notebook("{broken") is None
+    assert formats.read_notebook("[" * 100_000) is None
 
 
 def test_issues_name_nobody():
@@ -147,9 +151,9 @@ def test_issues_name_nobody():
         "repository": "own/app",
         "comments": [{"user": {"login": "jane"}, "body": "Thanks @joe-doe"}],
     }
-    (issue, broken) = formats.issues(json.dumps([row, 7]), "export")
-    assert broken is None
-    assert issue is not None
+    (issue, broken) = talk.issues(json.dumps([row, 7]), "export")
+    assert broken == "unreadable issue"
+    assert not isinstance(issue, str)
     assert issue.text == (
         "<issue_start>Title: It fails\nusername_0: When I start it, @username_1"
         "<issue_comment>username_1: Thanks @username_0<issue_closed>"
@@ -170,17 +174,17 @@ def test_pull_requests_have_their_changes_where_the_export_has_them():
         ],
         "comments": [{"user": {"login": "jane"}, "body": "Good"}],
     }
-    with_changes, without = formats.issues(json.dumps([row, {**row, "files": None}]), "own/app")
+    with_changes, without = talk.issues(json.dumps([row, {**row, "files": None}]), "own/app")
     start, end = "<pr>Title: Add b\nusername_0: It adds b", "<pr_comment>username_1: Good<pr_status>closed"
-    assert with_changes is not None and without is not None
+    assert not isinstance(with_changes, str) and not isinstance(without, str)
     assert with_changes.text == (
         f"{start}<pr_status>opened<repo_name>own/app<pr_diff><pr_file>b.py"
         "<pr_diff_hunk>@@ -1 +1,2 @@\n a\n+< file_sep>\n<pr_diff_hunk>@@ -9 +10 @@\n-c\n+d"
         f"{end}<pr_is_merged>True"
     )
     assert without.text == f"{start}{end}<pr_is_merged>True"
-    (as_issue,) = formats.issues(json.dumps([row]), "own/app", has_pull_requests=False)
-    assert as_issue is not None and as_issue.text.startswith("<issue_start>Title: Add b")
+    (as_issue,) = talk.issues(json.dumps([row]), "own/app", has_pull_requests=False)
+    assert not isinstance(as_issue, str) and as_issue.text.startswith("<issue_start>Title: Add b")
 
 
 def test_commits_must_be_small_and_say_something():
@@ -190,6 +194,12 @@ def test_commits_must_be_small_and_say_something():
     assert formats.commit("a\n", "fix", "b\n") is None
     assert formats.commit("a\n" * 200, "Change a to b", "b\n" * 200) is None
     assert formats.commit("<file_sep>\n", "Change a to b", "b\n") is None
+    long = [f"line {n}\n" for n in range(1000)]
+    changed = [*long[:500], "new\n", *long[501:]]
+    assert formats.commit("".join(long), "Change a to b", "".join(changed)) == (
+        f"<commit_before>{''.join(long[470:531])[:-1]}<commit_msg>Change a to b"
+        f"<commit_after>{''.join(changed[470:531])[:-1]}"
+    )
 
 
 ORDERS = {
@@ -366,3 +376,124 @@ def test_packed_files_have_the_layout_of_starcoder():
         laid_out(tokenizer, 0.0)
         == "x = 1\n[<|endoftext|>]y = '<file_sep>'\n[<|endoftext|>]z\n[<|endoftext|>]"
     )
+
+
+@pytest.mark.parametrize(
+    ("author", "message", "reason"),
+    [
+        ("dependabot[bot] <x@y>", "Raise the version of lodash in use", "commit of a bot"),
+        ("renovate-bot <bot@x>", "Pin what is used", "commit of a bot"),
+        ("A Botha <a@x>", "Count robots in the yard", None),
+        ("A <a@x>", "Merge branch 'main' of github.com:a/b", "merge commit"),
+        ("A <a@x>", "Update README.md", "commit with a message that says nothing"),
+        ("A <a@x>", "Update README.md with the new figures", None),
+        ("A <a@x>", "v1.2.3", "commit with a message that says nothing"),
+        ("A <a@x>", "Fixes", "commit with a message that says nothing"),
+        ("A <a@x>", "Fix the count of rows", None),
+    ],
+)
+def test_commits_of_programs_and_without_a_message_are_left_out(author, message, reason):
+    assert formats.why_not_a_commit(author, message) == reason
+
+
+def test_notebooks_of_format_3_keep_their_outputs_and_language():
+    cells = [
+        {"cell_type": "heading", "level": 2, "source": "Sums"},
+        {"cell_type": "code", "input": "1/0", "language": "python", "outputs": [
+            {"output_type": "pyerr", "ename": "ZeroDivisionError", "evalue": "by zero", "traceback": ["x"]}]},
+        {"cell_type": "code", "input": "f()", "outputs": [
+            {"output_type": "stream", "text": ["10 %\r50 %\r100 %\n", "\x1b[1;32mdone\x1b[0m\r\n"]}]},
+    ]  # fmt: skip
+    found = formats.read_notebook(json.dumps({"nbformat": 3, "worksheets": [{"cells": cells}]}))
+    assert found is not None
+    assert (found.language, found.text) == (
+        "python",
+        "<jupyter_start><jupyter_text>## Sums<jupyter_code>1/0<jupyter_output>ZeroDivisionError: by zero\n"
+        "<jupyter_code>f()<jupyter_output>100 %\ndone\n",
+    )
+    assert found.script == "# ## Sums\n\n1/0\n\nf()\n"
+    for metadata, language in (
+        ({"kernelspec": {"name": "ir"}}, "R"),
+        ({"kernelspec": {"name": "julia-1.9"}}, "julia"),
+        ({"language_info": {"name": "python"}, "kernelspec": {"name": "x"}}, "python"),
+        ({"kernelspec": 7}, ""),
+    ):
+        one = {"metadata": metadata, "cells": [{"cell_type": "code", "source": "x"}]}
+        assert formats.read_notebook(json.dumps(one)).language == language
+
+
+def test_notebooks_are_measured_by_their_text_and_taken_as_scripts(tmp_path):
+    cell = {"cell_type": "code", "source": "value = 1 + 1\nprint(value)", "outputs": [
+        {"data": {"image/png": "A" * 1_500_000, "text/plain": "<Figure>"}}]}  # fmt: skip
+    r = {
+        "cells": [{"cell_type": "code", "source": "x <- c(1, 2)"}],
+        "metadata": {"kernelspec": {"name": "ir"}},
+    }
+    python = {"cells": [cell], "metadata": {"language_info": {"name": "python"}}}
+    for name, document in (("a.ipynb", python), ("r.ipynb", r)):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        (tmp_path / "in" / name).write_text(json.dumps(document))
+    settings = PrepareSettings(
+        inputs=(str(tmp_path / "in"),), languages=("Python",), notebook_scripts=True, validation_share=0
+    )
+    figures = prepare(settings, tmp_path / "out")
+    assert figures["kinds"].keys() == {"notebook", "script"}
+    assert figures["languages"].keys() == {"Python"}
+    assert figures["dropped"] == {"language not asked for": 2}
+
+
+GITLAB = {
+    "iid": 7, "title": "It fails", "description": "Always, @al\r\n<!-- template -->\n- [ ] I read the rules",
+    "author": {"username": "zed"}, "state": "closed", "references": {"full": "group/app#7"},
+    "notes": [{"body": "added label", "system": True, "author": {"username": "zed"}},
+              {"body": "Yes, it does", "author": {"username": "al"}}],
+}  # fmt: skip
+GH = {
+    "number": 3, "title": "It fails", "body": "Always, @al", "author": {"login": "zed"}, "state": "CLOSED",
+    "url": "https://github.com/own/app/issues/3",
+    "comments": [{"author": {"login": "ci-helper[bot]"}, "body": "coverage"},
+                 {"author": {"login": "al"}, "body": "Yes, it does"}],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("row", "repository"), [(GITLAB, "group/app"), (GH, "own/app")])
+@pytest.mark.parametrize("form", ["list", "lines", "items"])
+def test_exports_of_all_kinds_say_the_same(row, repository, form):
+    line = json.dumps(row)
+    export = {"list": f"[{line}]", "items": f'{{"items": [{line}]}}', "lines": f"{line}\n{line}\n"}[form]
+    issue, *others = talk.issues(export, "export")
+    assert all(one == issue for one in others)
+    assert not isinstance(issue, str)
+    assert issue.repository == repository
+    assert issue.text == (
+        "<issue_start>Title: It fails\nusername_0: Always, @username_1"
+        "<issue_comment>username_1: Yes, it does<issue_closed>"
+    )
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"title": "Bump a", "user": {"login": "dependabot[bot]", "type": "Bot"}}, "issue of a bot"),
+        ({"title": "", "body": "x"}, "issue without a title or text"),
+        (None, "unreadable issue"),
+    ],
+)
+def test_issues_that_are_left_out_have_a_reason(row, reason):
+    assert list(talk.issues(json.dumps([row]), "export")) == [reason]
+
+
+def test_review_comments_are_part_of_the_talk():
+    comment = {"user": {"login": "al"}, "path": "b.py", "diff_hunk": "@@ -1 +1 @@", "body": "Why?"}
+    row = {"title": "Add b", "pull_request": {"url": "x"}, "review_comments": [comment]}
+    row["repository_url"] = "https://api.github.com/repos/own/app"
+    (found,) = talk.issues(json.dumps([row]), "export")
+    assert not isinstance(found, str)
+    assert found.repository == "own/app"
+    assert found.text.endswith("<pr_comment>username_1: b.py\n@@ -1 +1 @@\nWhy?")
+
+
+def test_few_letters_are_fewer_than_a_quarter():
+    for num_letters, dropped in ((24, "alphanum"), (25, None)):
+        settings = FilterSettings(skip_filter=frozenset({"alpha"}))
+        assert reason_to_drop("a" * num_letters + "-" * (100 - num_letters), "Python", settings) == dropped
