@@ -24,7 +24,8 @@ _MERGE = re.compile(r"Merge (branch|pull request|remote|tag|commit|[\w/.-]+ into
 # What GitHub's editor proposes, versions, and words without content.
 _SAYS_NOTHING = re.compile(
     r"(update|create|delete|add|rename|edit|modify|change)[sd]? [`'\"]?[\w./-]+[`'\"]?\.?"
-    r"|add files via upload|bump .*|v?\d+(\.\d+)+.*|(release|version) v?\d.*|wip\b.*|initial commit|fixup!.*|squash!.*|\W*"
+    r"|add files via upload|bump .*|v?\d+(\.\d+)+.*|(release|version) v?\d.*|wip\b.*"
+    r"|initial commit|fixup!.*|squash!.*|\W*"
     r"|(minor |small |quick )?(fix|update|change|typo|cleanup|clean up|tweak)(e?s)?",
     re.IGNORECASE,
 )
