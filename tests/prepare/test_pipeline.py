@@ -425,7 +425,7 @@ def test_the_trainer_reads_the_folder_with_its_splits(tree, tmp_path):
     sources = read(SourceSettings(data=(str(tmp_path / "out"),)))
     splits = {name: sums["documents"] for name, sums in figures["splits"].items()}
     assert {"train": sources.num_documents, "validation": len(sources.validation)} == splits
-    assert sources.shape.columns == ("content",)
+    assert sources.kinds == {"text"}
 
 
 def test_what_was_left_out_and_masked_is_listed_and_explained(tree, tmp_path, capsys):
