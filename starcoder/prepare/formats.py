@@ -6,7 +6,7 @@ Tags that a text itself spells get a space inside, and such commits are left out
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from starcoder.layouts import Cell, holds_tags, parse_commit, without_tags, write_commit, write_notebook
@@ -40,7 +40,7 @@ class Notebook:
     """What a notebook holds, without pictures and metadata."""
 
     cells: tuple[Cell, ...]
-    language: str  # of its kernel in the kernel's own spelling, such as "python" or "R"; "" if none is named
+    language: str  # that a cell of format 3 names; "" if none does
 
     @property
     def text(self) -> str:
@@ -80,7 +80,8 @@ def read_notebook(content: str) -> Notebook | None:
             cells[-1] = Cell(text=f"{last.text}\n{text}", output=output)
         else:
             cells.append(Cell(text=text, output=output))
-    return Notebook(tuple(cells), _kernel_language(document, raw)) if cells else None
+    named = (str(cell["language"]) for cell in raw if isinstance(cell.get("language"), str))
+    return Notebook(tuple(cells), next(named, "")) if cells else None
 
 
 def commit(before: str, message: str, after: str) -> str | None:
@@ -146,24 +147,6 @@ def _source(cell: Mapping[str, object]) -> str:
     text = _joined(cell.get("source") if "source" in cell else cell.get("input"))
     level = cell.get("level")
     return f"{'#' * level} {text}" if cell.get("cell_type") == "heading" and isinstance(level, int) else text
-
-
-def _kernel_language(document: Mapping[str, object], cells: Sequence[Mapping[str, object]]) -> str:
-    """The language as metadata names it, else the kernel's name without its version, else that of a cell."""
-    metadata = _dict(document.get("metadata"))
-    language, kernel = _dict(metadata.get("language_info")), _dict(metadata.get("kernelspec"))
-    name = re.match(r"[A-Za-z#+]*", str(kernel.get("name") or ""))
-    named = [
-        language.get("name"),
-        kernel.get("language"),
-        "R" if name and name[0] == "ir" else name and name[0],
-    ]
-    named += [cell.get("language") for cell in cells]
-    return next((str(one) for one in named if isinstance(one, str) and one), "")
-
-
-def _dict(value: object) -> Mapping[str, object]:
-    return value if isinstance(value, dict) else {}
 
 
 def _outputs(outputs: object) -> Iterator[str]:

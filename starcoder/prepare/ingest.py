@@ -26,6 +26,7 @@ from starcoder.repos.languages import (
     NOTEBOOK,
     language_named,
     language_of,
+    language_of_notebook,
     mapped_language,
 )
 from starcoder.repos.licenses import is_wanted, license_of_file
@@ -184,7 +185,7 @@ class Ingestor:
         laid_out = tag + notebook.script if is_script else notebook.text
         if len(laid_out) > self.settings.max_file_bytes:
             return "huge"
-        language = language_named(notebook.language) or NOTEBOOK
+        language = language_of_notebook(content) or language_named(notebook.language) or NOTEBOOK
         return laid_out, "script" if is_script else "notebook", language
 
     def _is_wanted(self, *names: str) -> bool:

@@ -412,14 +412,6 @@ def test_notebooks_of_format_3_keep_their_outputs_and_language():
         "<jupyter_code>f()<jupyter_output>100 %\ndone\n",
     )
     assert found.script == "# ## Sums\n\n1/0\n\nf()\n"
-    for metadata, language in (
-        ({"kernelspec": {"name": "ir"}}, "R"),
-        ({"kernelspec": {"name": "julia-1.9"}}, "julia"),
-        ({"language_info": {"name": "python"}, "kernelspec": {"name": "x"}}, "python"),
-        ({"kernelspec": 7}, ""),
-    ):
-        one = {"metadata": metadata, "cells": [{"cell_type": "code", "source": "x"}]}
-        assert formats.read_notebook(json.dumps(one)).language == language
 
 
 def test_notebooks_are_measured_by_their_text_and_taken_as_scripts(tmp_path):
