@@ -17,7 +17,7 @@ lint: $(PYTHON)  ## Style, format and types
 	$(PYTHON) -m mypy
 
 test: $(PYTHON)  ## All tests but the slow ones
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest -n 2
 
 slow: $(PYTHON)  ## The slow tests
 	$(PYTHON) -m pytest -m slow

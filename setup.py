@@ -1,13 +1,16 @@
-"""Builds the optional native kernels: one plain shared library that holds every instruction-set variant.
+"""Builds the optional native libraries: plain shared libraries that `ctypes` loads, with no Python inside.
 
-Where there is no C++ compiler the installation succeeds without it, and torch runs instead.
+One wheel therefore serves every Python 3 of a platform (`py3-none-PLATFORM`). Where there is no C++ compiler
+the installation succeeds without the libraries, and torch and numpy do their work.
 """
 
 import hashlib
+import os
 import platform
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 FOLDER = "starcoder/kernels/csrc"
@@ -25,7 +28,8 @@ VARIANTS = {
 
 
 def variants() -> dict[str, list[str]]:
-    machine = platform.machine().lower()
+    words = os.environ.get("ARCHFLAGS", "").split()  # set when cross-compiling on macOS
+    machine = words[words.index("-arch") + 1] if "-arch" in words else platform.machine().lower()
     return VARIANTS.get({"amd64": "x86_64", "aarch64": "arm64"}.get(machine, machine), {})
 
 
@@ -36,7 +40,10 @@ def abi_number() -> int:
 
 
 class BuildNative(build_ext):
-    """Each variant's file gets its own flags; nothing of Python is linked."""
+    """Each variant's file gets its own flags; nothing of Python is linked, so names have no Python tag."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        return os.path.join(*fullname.split(".")) + ".so"
 
     def build_extension(self, ext: Extension) -> None:
         objects = []
@@ -46,6 +53,13 @@ class BuildNative(build_ext):
             objects += self.compiler.compile([source], output_dir=self.build_temp, extra_postargs=flags)
         target = self.get_ext_fullpath(ext.name)
         self.compiler.link_shared_object(objects, target, extra_postargs=["-pthread"], target_lang="c++")
+
+
+class PlatformWheel(bdist_wheel):
+    """For every Python 3 and every ABI, of one platform."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return ("py3", "none", super().get_tag()[2])
 
 
 files = [
@@ -66,4 +80,4 @@ native = Extension(
 shingles = Extension(
     "starcoder.prepare._native", ["starcoder/prepare/csrc/shingles.cpp"], language="c++", optional=True
 )
-setup(ext_modules=[native, shingles], cmdclass={"build_ext": BuildNative})
+setup(ext_modules=[native, shingles], cmdclass={"bdist_wheel": PlatformWheel, "build_ext": BuildNative})

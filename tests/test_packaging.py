@@ -58,3 +58,25 @@ def test_a_missing_extra_is_a_users_error_with_the_command():
     error = MissingExtraError("the server needs fastapi", "serve")
     assert isinstance(error, ConfigError)
     assert error.hint == f"pip install '{DISTRIBUTION}[serve]'"
+
+
+def test_every_data_file_of_the_package_is_in_the_wheel():
+    """What modules read at run time is in `package-data`, or an installed package lacks it."""
+    setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]
+    patterns = setuptools["package-data"]["starcoder"]
+    package = ROOT / "starcoder"
+    ignored = {".py", ".pyc", ".so", ".cpp", ".h", ".inl"}
+    data = [path for path in package.rglob("*") if path.is_file() and path.suffix not in ignored]
+    packaged = {path for pattern in patterns for path in package.glob(pattern)}
+    assert len(data) >= 8 and {*data} - packaged == set()
+
+
+def test_classifiers_name_what_is_built_and_tested():
+    classifiers = PROJECT["classifiers"]
+    assert not any("OS Independent" in one for one in classifiers)
+    workflow = (ROOT / ".github" / "workflows" / "checks.yml").read_text("utf-8")
+    versions = re.findall(r"Python :: (3\.\d+)", "\n".join(classifiers))
+    assert versions == re.findall(r'"(3\.\d+)"', workflow)
+    assert re.search(r"ubuntu-24.04, ubuntu-24.04-arm, macos-14", workflow)
+    citation = (ROOT / "CITATION.cff").read_text("utf-8")
+    assert f"version: {starcoder.__version__}\n" in citation

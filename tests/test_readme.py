@@ -178,7 +178,7 @@ def test_ci_runs_the_install_and_test_commands():
     found = [next(line for line in README.splitlines() if re.search(pattern, line)) for pattern in patterns]
     assert len(found) == 2 and all(line.startswith("python3 -m venv .venv && ") for line in found)
     assert found[0].endswith('.venv/bin/starcoder generate "def fibonacci(n):"')
-    assert found[1].endswith(".venv/bin/python -m pytest")
+    assert found[1].endswith(".venv/bin/python -m pytest -n 2")
 
 
 @pytest.fixture

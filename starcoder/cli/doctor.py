@@ -1,28 +1,25 @@
-"""`starcoder doctor`: what this installation is made of, for a first look and for bug reports."""
+"""`starcoder doctor`: what this installation consists of, for a first look and for bug reports."""
 
-import json as json_format
+import json
 import os
 import platform
 from typing import Annotated
 
-from cyclopts import Parameter
-
 from starcoder import __version__
+from starcoder.cli.flags import Section
+from starcoder.cli.options import OutputOptions
 
 _PACKAGES = ("torch", "numpy", "safetensors", "tokenizers", "huggingface_hub", "cyclopts")
 
 
-def run(*, json: Annotated[bool, Parameter(show_default=False)] = False) -> None:
-    """Show versions, processor, devices and whether the native kernels are there.
+def run(*, printed: Annotated[OutputOptions, Section("Output")] = OutputOptions()) -> None:
+    """Show versions, processor, the chosen device and its reason, and the native kernels.
 
     $ starcoder doctor --json
-
-    Args:
-        json: Print one JSON document instead of text.
     """
     report = _report()
-    if json:
-        print(json_format.dumps(report))
+    if printed.json:
+        print(json.dumps(report))
         return
     width = max(map(len, report))
     for name, value in report.items():
@@ -32,10 +29,12 @@ def run(*, json: Annotated[bool, Parameter(show_default=False)] = False) -> None
 def _report() -> dict[str, str | int]:
     from importlib import metadata
 
-    import torch  # takes seconds, so not before it is asked for
+    import torch  # takes seconds, so it is imported when it is needed
 
+    from starcoder import devices
     from starcoder.kernels import describe
 
+    chosen = devices.choose_device()
     return {
         "starcoder": __version__,
         "python": platform.python_version(),
@@ -45,4 +44,5 @@ def _report() -> dict[str, str | int]:
         "threads": torch.get_num_threads(),
         "kernels": describe(),
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "device": f"{chosen.device} ({chosen.reason})",
     }

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Literal, Self, cast
 
 from starcoder.cli.table import aligned
 from starcoder.errors import ConfigError
+from starcoder.evaluate.settings import EvaluateSettings
 from starcoder.files import write_whole
 
 if TYPE_CHECKING:
-    from starcoder.cli.evaluate import EvaluateOptions
     from starcoder.engine.local import Model
     from starcoder.evaluate.recipes import Recipe
     from starcoder.evaluate.results import About
@@ -46,8 +46,8 @@ class Variant:
 class Models:
     """Loads models when they are first asked, and holds one at a time."""
 
-    def __init__(self, options: "EvaluateOptions"):
-        self._options = options
+    def __init__(self, settings: EvaluateSettings):
+        self._settings = settings
         self._loaded: tuple[Variant, Model] | None = None
 
     def variants(self) -> list[Variant]:
@@ -56,42 +56,45 @@ class Models:
         Raises:
             ConfigError: a scheme that is not known.
         """
-        options = self._options
-        if options.endpoint is not None or options.samples is not None:
-            return [Variant(options.model or str(options.endpoint or options.samples))]
+        settings = self._settings
+        if settings.endpoint is not None or settings.samples is not None:
+            return [Variant(settings.model or str(settings.endpoint or settings.samples))]
         schemes: list[_Scheme | None] = []
-        for name in options.quantize.split(","):
+        for name in settings.quantize.split(","):
             if name not in ("none", "int8", "int4"):
                 raise ConfigError(
-                    f"quantize is {name!r}; expected none, int8 or int4", "several stand after commas"
+                    f"quantize is {name!r}; expected none, int8 or int4", "separate several by commas"
                 )
             schemes.append(None if name == "none" else cast("_Scheme", name))
-        compare = options.compare
-        bases: list[tuple[str | None, str | None]] = [(options.model, None)]
+        compare = settings.compare
+        bases: list[tuple[str | None, str | None]] = [(settings.model, None)]
         if compare is not None:
             is_adapter = (Path(compare).expanduser() / "adapter_config.json").exists()
-            bases.append((options.model, compare) if is_adapter else (compare, None))
+            bases.append((settings.model, compare) if is_adapter else (compare, None))
         return [Variant(model, adapter, scheme) for model, adapter in bases for scheme in schemes]
 
     def dtype(self, recipe: "Recipe") -> str:
-        """The type of the weights, as far as it is told."""
-        options = self._options
-        if options.endpoint is not None or options.samples is not None:
+        """The data type of the weights, as far as it is known."""
+        settings = self._settings
+        if settings.endpoint is not None or settings.samples is not None:
             return "unknown"
-        own = "float32" if options.device in (None, "cpu") else "as stored"
-        return options.dtype or recipe.dtype or own
+        if settings.dtype or recipe.dtype:
+            return settings.dtype or str(recipe.dtype)
+        from starcoder import devices  # imports torch
+
+        return "float32" if devices.choose_device(settings.device).device.type == "cpu" else "as stored"
 
     def generator(self, variant: Variant, recipe: "Recipe") -> "Generator":
         """What answers for a variant. Nothing is loaded before it is asked."""
-        options = self._options
-        if options.endpoint is not None:
+        settings = self._settings
+        if settings.endpoint is not None:
             from starcoder.evaluate.client import Endpoint
 
             endpoint = Endpoint(
-                url=options.endpoint,
-                model=options.model or "",
+                url=settings.endpoint,
+                model=settings.model or "",
                 api_key=os.environ.get("OPENAI_API_KEY", ""),
-                concurrency=options.concurrency,
+                concurrency=settings.concurrency,
             )
             return endpoint.named()
         return _Lazy(self, variant, recipe.dtype)
@@ -100,7 +103,7 @@ class Models:
         """The model of a variant; the one before is dropped first."""
         if self._loaded is None or self._loaded[0] != variant:
             self._loaded = None
-            self._loaded = variant, _load(self._options, variant, dtype)
+            self._loaded = variant, _load(self._settings, variant, dtype)
         return self._loaded[1]
 
 
@@ -114,20 +117,20 @@ class _Lazy:
         return self._models.load(self._variant, self._dtype).generate(requests)
 
 
-def _load(options: "EvaluateOptions", variant: Variant, dtype: str | None) -> "Model":
+def _load(settings: EvaluateSettings, variant: Variant, dtype: str | None) -> "Model":
     from starcoder.engine import local
 
     load = local.load if variant.adapter is None else partial(local.load, adapter=variant.adapter)
     return load(
         variant.model,
-        device=options.device,
-        dtype=options.dtype or dtype,
+        device=settings.device,
+        dtype=settings.dtype or dtype,
         quantize=variant.quantize,
-        threads=options.threads,
+        threads=settings.threads,
     )
 
 
-class Progress:
+class ProgressBar:
     """How far a task is, on stderr where that is a terminal."""
 
     def __init__(self, label: str):
@@ -172,11 +175,11 @@ def begin(output: Path | None, about: "About") -> Path | None:
         found = json.loads(mark.read_text("utf-8")).get("fingerprint")
         if found != about.fingerprint:
             raise ConfigError(
-                f"{str(samples)!r} is of a run with other options",
-                "give another --output, or delete the file to begin anew",
+                f"{str(samples)!r} belongs to a run with other options",
+                "give another --output, or delete the file to start again",
             )
     elif samples.exists():
-        raise ConfigError(f"{str(samples)!r} is of no run of ours", "give another --output")
+        raise ConfigError(f"{str(samples)!r} belongs to no run", "give another --output")
     write_whole(mark, json.dumps({"fingerprint": about.fingerprint, **_flat(about)}, indent=2) + "\n")
     return samples
 
@@ -185,7 +188,7 @@ def _flat(about: "About") -> dict[str, object]:
     return asdict(about) | {"recipe": about.recipe.name, "recipe_hash": about.recipe.hash}
 
 
-def perplexity(options: "EvaluateOptions", models: Models) -> None:
+def perplexity(settings: EvaluateSettings, models: Models, *, as_json: bool) -> None:
     """Print what every model's predictions of the user's files cost.
 
     Raises:
@@ -194,16 +197,16 @@ def perplexity(options: "EvaluateOptions", models: Models) -> None:
     from starcoder.evaluate import perplexity as measuring
     from starcoder.evaluate.recipes import named
 
-    if options.dataset is None or options.endpoint is not None or options.samples is not None:
+    if settings.dataset is None or settings.endpoint is not None or settings.samples is not None:
         raise ConfigError(
             "perplexity predicts files with a model of this machine", "name them with --dataset PATH"
         )
-    files = measuring.files(options.dataset, suffixes=options.suffix)[: options.limit]
+    files = measuring.files(settings.dataset, suffixes=settings.suffix)[: settings.limit]
     texts = [file.read_text("utf-8", errors="replace") for file in files]
     rows: list[tuple[str, ...]] = [("model", "bits per byte", "perplexity", "tokens", "bytes", "files")]
     documents: list[dict[str, object]] = []
     for variant in models.variants():
-        found = measuring.measure(*_network(options, variant), texts)
+        found = measuring.measure(*_network(settings, variant), texts)
         bits, ppl = found.bits_per_byte, found.perplexity
         counts = [f"{number:,}" for number in (found.num_tokens, found.num_bytes, found.num_files)]
         rows.append((variant.label, f"{bits:.4f}", f"{ppl:.3f}", *counts))
@@ -212,7 +215,7 @@ def perplexity(options: "EvaluateOptions", models: Models) -> None:
                 "task": "perplexity",
                 "model": variant.name,
                 "quantize": variant.quantize or "none",
-                "dtype": models.dtype(named(options.recipe)),
+                "dtype": models.dtype(named(settings.ask.recipe)),
                 "bits_per_byte": round(bits, 6),
                 "perplexity": round(ppl, 6),
                 "num_tokens": found.num_tokens,
@@ -220,22 +223,20 @@ def perplexity(options: "EvaluateOptions", models: Models) -> None:
                 "num_files": found.num_files,
             }
         )
-    print(json.dumps({"results": documents, "differences": []}) if options.json else aligned(rows))
+    print(json.dumps({"results": documents, "differences": []}) if as_json else aligned(rows))
 
 
-def _network(options: "EvaluateOptions", variant: Variant) -> tuple["Transformer", "Tokenizer"]:
+def _network(settings: EvaluateSettings, variant: Variant) -> tuple["Transformer", "Tokenizer"]:
     """The network of a variant and its tokenizer, without an engine."""
     import torch
 
-    from starcoder import checkpoint
+    from starcoder import checkpoint, devices
     from starcoder.tokenizer import Tokenizer
 
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
-    device = options.device or "cpu"
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    name = options.dtype or ("float32" if device == "cpu" else None)
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    device = devices.choose_device(settings.device).device
+    name = settings.dtype or ("float32" if device.type == "cpu" else None)
     folder = checkpoint.resolve(variant.model)
     network = checkpoint.load(
         folder,

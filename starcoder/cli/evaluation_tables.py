@@ -4,26 +4,26 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from starcoder.files import write_whole
 
 if TYPE_CHECKING:
-    from starcoder.cli.evaluate import EvaluateOptions
     from starcoder.evaluate.results import Difference, Result
 
 
-def report(results: Sequence["Result"], options: "EvaluateOptions", *, seconds: float) -> None:
+def report(results: Sequence["Result"], output: Path | None, *, as_json: bool, seconds: float) -> None:
     """Print the results, and write them where the user wants them."""
     from starcoder.evaluate import report as pages
 
     document = _document(results)
-    if options.output is not None:
-        options.output.mkdir(parents=True, exist_ok=True)
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
         text = json.dumps(document, indent=2, ensure_ascii=False)
-        write_whole(options.output / "results.json", text + "\n")
-        write_whole(options.output / "report.html", pages.page(results))
-    if options.json:
+        write_whole(output / "results.json", text + "\n")
+        write_whole(output / "report.html", pages.page(results))
+    if as_json:
         print(json.dumps(document, ensure_ascii=False))
         return
     _print_table(results)
@@ -31,11 +31,11 @@ def report(results: Sequence["Result"], options: "EvaluateOptions", *, seconds: 
         found = difference.comparison
         change = found.difference
         print(
-            f"{first.about.task}: {second.name} beside {first.name}: {100 * change.mean:+.1f} points"
+            f"{first.about.task}: {second.name} compared with {first.name}: {100 * change.mean:+.1f} points"
             f" (95 % {100 * change.low:+.1f} to {100 * change.high:+.1f}), p = {found.p_value:.3g};"
             f" {len(found.gained)} gained, {len(found.lost)} lost"
         )
-    where = "" if options.output is None else f"; samples and report in {options.output}"
+    where = "" if output is None else f"; samples and report in {output}"
     print(f"{seconds:.1f} s{where}", file=sys.stderr)
 
 

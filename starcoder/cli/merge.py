@@ -1,12 +1,14 @@
 """`starcoder merge`: adapters and the model they were trained on, as one checkpoint."""
 
-import json as json_format
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
+from starcoder.cli.flags import Section
+from starcoder.cli.options import OutputOptions
 from starcoder.errors import ConfigError
 
 # Flags of the original project's script, by what they are called here; "" is a positional argument.
@@ -21,11 +23,11 @@ def run(
     model: Annotated[str | None, Parameter(alias="-m")] = None,
     adapter_weight: tuple[float, ...] = (),
     push_to_hub: str | None = None,
-    json: Annotated[bool, Parameter(show_default=False)] = False,
+    printed: Annotated[OutputOptions, Section("Output")] = OutputOptions(),
 ) -> None:
-    """Write a checkpoint with adapters merged in, which every tool loads like any other.
+    """Merge adapters into their model and write a checkpoint that every tool loads.
 
-    The dtype is the base's, the tokenizer and chat template the adapter's. Logits
+    The data type is the base's, tokenizer and chat template are the adapter's. Logits
     before and after are compared. Nothing leaves this machine without --push-to-hub.
 
     $ starcoder merge runs/mine --output ./merged
@@ -34,11 +36,10 @@ def run(
 
     Args:
         adapters: Folders or Hugging Face ids of adapters of one model.
-        output: The new folder; the name of --model with "-merged" behind it by default.
-        model: The model that they were trained on; the one they name if not given.
-        adapter_weight: How much an adapter counts, once for each adapter; 1 if not given.
+        output: Folder to write the checkpoint to; by default the name of --model with "-merged" behind it.
+        model: Model that the adapters were trained on; by default the one they name.
+        adapter_weight: Weight of an adapter, once for each adapter; 1 by default.
         push_to_hub: Also upload the folder under this name, or its own; a new repository is private.
-        json: Print one JSON document instead of text.
     """
     if not adapters:
         raise ConfigError(
@@ -56,11 +57,13 @@ def run(
         )
     from starcoder import checkpoint  # imports torch
 
+    printed.start_logging()
+
     weights = adapter_weight or (1.0,) * len(adapters)
     report = checkpoint.merge_folder(list(zip(adapters, weights, strict=True)), output, base=model)
     address = checkpoint.push(output, push_to_hub) if push_to_hub else None
-    if json:
-        print(json_format.dumps(asdict(report) | {"address": address}))
+    if printed.json:
+        print(json.dumps(asdict(report) | {"address": address}))
         return
     print(
         f"{report.num_parameters / 1e6:,.1f}M parameters in {report.dtype} written to {output}; merged "

@@ -1,13 +1,13 @@
-"""`starcoder plan`: what a model needs in memory, told before anything is loaded."""
+"""`starcoder plan`: how much memory a model needs, before anything is loaded."""
 
-import json as json_format
+import json
 from dataclasses import asdict
 from typing import Annotated, Literal
 
-from cyclopts import Parameter
-
 from starcoder import plan as planner
 from starcoder.adapters.settings import AdapterSettings
+from starcoder.cli.flags import Section
+from starcoder.cli.options import OutputOptions
 from starcoder.cli.plan_finetune import FinetuneQuestion, plan_finetune
 from starcoder.cli.table import aligned, megabytes, parse_size
 from starcoder.config import ModelConfig
@@ -29,12 +29,12 @@ def run(
     gpus: str | None = None,
     seq_length: int | None = None,
     rank: int = AdapterSettings().rank,
-    json: Annotated[bool, Parameter(show_default=False)] = False,
+    printed: Annotated[OutputOptions, Section("Output")] = OutputOptions(),
 ) -> None:
-    """Tell the bytes of weights, cache and activations, whether they fit, and what does.
+    """Show the memory for weights, cache and activations, whether it fits, and what would.
 
-    The models that BigCode published are known without network; of others of
-    the hub only config.json is downloaded.
+    BigCode's models are known without a network; of other models of the hub only
+    config.json is downloaded.
 
     $ starcoder plan bigcode/starcoder --quantize int8
     $ starcoder plan bigcode/starcoder2-15b --memory 16GB --context 4096
@@ -42,17 +42,16 @@ def run(
     $ starcoder plan bigcode/starcoder --finetune qlora --gpus 1x24GB --seq-length 2048
 
     Args:
-        model: A checkpoint folder or a Hugging Face id; the bundled model if not given.
-        quantize: Plan for rounded weights.
-        dtype: Plan for weights of this type; float32 if nothing is given.
-        context: Tokens of a prompt with its completion; all that the model takes if not given.
-        sequences: How many run or stay cached at the same time.
-        memory: Such as 24GB; that of this machine if not given.
-        finetune: Plan a step of `starcoder finetune --method` so, and how it fits.
-        gpus: With --finetune: how many of which memory, such as 6x15GB; this machine's CPU if not given.
-        seq_length: With --finetune: tokens in a row; 2048, or all that the model has, if not given.
-        rank: With --finetune: of the adapter.
-        json: Print one JSON document instead of text.
+        model: Checkpoint folder or Hugging Face id; the bundled model by default.
+        quantize: Plan for quantized weights.
+        dtype: Plan for weights of this data type; float32 by default.
+        context: Number of tokens of a prompt with its completion; all that the model takes by default.
+        sequences: Number of sequences that run or stay cached at the same time.
+        memory: Memory to fit into, such as 24GB; this machine's by default.
+        finetune: Plan a training step of `starcoder finetune` with this --method.
+        gpus: With --finetune: number and memory of the GPUs, such as 6x15GB; this machine's CPU by default.
+        seq_length: With --finetune: number of tokens in a row; by default as `starcoder finetune`.
+        rank: With --finetune: rank of the adapter.
     """
     if finetune is not None:
         given = {"quantize": quantize, "context": context}
@@ -62,7 +61,7 @@ def run(
         if stored is not None:
             raise ConfigError("the model is quantized already", "plan the one that it was made from")
         asked_for = FinetuneQuestion(model, finetune, gpus, memory, seq_length, rank, dtype)
-        print(plan_finetune(config, asked_for, as_json=json))
+        print(plan_finetune(config, asked_for, as_json=printed.json))
         return
     if gpus is not None:
         raise ConfigError("--gpus goes with --finetune", "--memory says what a CPU has")
@@ -78,8 +77,8 @@ def run(
     memory_bytes = parse_size(memory, "--memory") if memory else planner.machine_bytes()
     use = planner.largest_fitting(asked, config, memory_bytes)
     name = model or "the bundled model"
-    if json:
-        print(json_format.dumps(_document(name, config, asked, use, memory_bytes)))
+    if printed.json:
+        print(json.dumps(_document(name, config, asked, use, memory_bytes)))
     else:
         print(_text(name, config, asked, use, memory_bytes))
 

@@ -36,7 +36,7 @@ def run(
         explain: Show the card of a prepared folder: what was collected, left out and masked. With paths
             as inputs, show what became of those files.
     """
-    from starcoder.cli.evaluating import Progress
+    from starcoder.cli.evaluating import ProgressBar
     from starcoder.prepare import card, tables
     from starcoder.prepare.pipeline import prepare, read_figures
 
@@ -53,7 +53,7 @@ def run(
         return
     if output is None:
         raise ConfigError("there is no folder to write to", "name one with --output")
-    with Progress("preparing") as progress:
+    with ProgressBar("preparing") as progress:
         figures = prepare(
             replace(settings, inputs=inputs),
             output,

@@ -1,12 +1,14 @@
-"""`starcoder quantize`: a checkpoint with int8 or int4 weights, and what rounding them cost."""
+"""`starcoder quantize`: a checkpoint with int8 or int4 weights, and the error of the quantization."""
 
-import json as json_format
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
+from starcoder.cli.flags import Section
+from starcoder.cli.options import OutputOptions
 from starcoder.cli.table import aligned, megabytes
 
 if TYPE_CHECKING:
@@ -23,22 +25,21 @@ def run(
     scheme: Literal["int8", "int4"] = "int4",
     method: Literal["search", "nearest"] = "search",
     threads: int | None = None,
-    json: Annotated[bool, Parameter(show_default=False)] = False,
+    printed: Annotated[OutputOptions, Section("Output")] = OutputOptions(),
 ) -> None:
-    """Write a checkpoint with rounded weights, and report its size and every matrix's error.
+    """Quantize the weights and write a checkpoint; report its size and the error of every matrix.
 
-    The new folder loads at once, by memory map, with --model everywhere. It
-    needs memory for itself and one matrix of the original.
+    The new folder is memory-mapped when it is loaded with --model. Quantizing needs
+    memory for the result and one matrix of the original.
 
     $ starcoder quantize bigcode/starcoder2-3b --scheme int4 --output ./sc2-3b-int4
 
     Args:
-        model: A checkpoint folder or a Hugging Face id; the bundled model if not given.
-        output: The new folder.
-        scheme: int4 is half the size of int8 and nearly twice as fast; int8 loses next to nothing.
-        method: search tries several scales for each group of int4 weights; nearest is quicker.
-        threads: CPU threads; torch's choice if not given.
-        json: Print one JSON document instead of text.
+        model: Checkpoint folder or Hugging Face id; the bundled model by default.
+        output: Folder to write the checkpoint to.
+        scheme: int4 is half the size of int8 and nearly twice as fast; int8 is almost lossless.
+        method: search tries several scales for each group of int4 weights; nearest is faster.
+        threads: Number of CPU threads; torch's choice by default.
     """
     import torch
 
@@ -49,9 +50,10 @@ def run(
         raise ConfigError(f"threads is {threads}; expected at least 1")
     if threads is not None:
         torch.set_num_threads(threads)
+    printed.start_logging()
     report = quantize_folder(model, output, scheme, method=method)
-    if json:
-        print(json_format.dumps(_document(report, scheme, output)))
+    if printed.json:
+        print(json.dumps(_document(report, scheme, output)))
         return
     print(_table(report))
     print(

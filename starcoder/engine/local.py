@@ -1,5 +1,6 @@
 """A model in this process: load it, complete, stream. What `starcoder.load` returns."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any, Literal, TypedDict, Unpack, get_args
 
 import torch
 
-from starcoder import checkpoint
+from starcoder import checkpoint, devices
 from starcoder.engine.engine import Engine
 from starcoder.engine.settings import EngineSettings
 from starcoder.errors import ConfigError
@@ -24,6 +25,8 @@ from starcoder.request import (
     collect,
 )
 from starcoder.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -99,11 +102,11 @@ def load(
 ) -> Model:
     """Load a checkpoint for use in this process.
 
-    `model` is a local folder, a hub id, or None for the bundled model. `device` None is the CPU, "auto"
-    is CUDA where there is one. `dtype` None is float32 on a CPU, where prefill in bfloat16 is five times
-    slower, and the checkpoint's own elsewhere. `quantize` rounds the weights as they are read; a folder that
-    `starcoder quantize` wrote has that behind it and starts at once. `adapter`, a folder or hub id,
-    is merged as it is read; its own tokenizer goes before the model's. `threads` sets torch's thread count
+    `model` is a local folder, a hub id, or None for the bundled model. `device` None is "auto": CUDA, then
+    MPS where it works, then the CPU. `dtype` None is float32 on a CPU, where prefill in bfloat16 is five
+    times slower, and the checkpoint's own elsewhere. `quantize` rounds the weights while they are read; a
+    folder that `starcoder quantize` wrote is rounded already and loads at once. `adapter`, a folder or hub
+    id, is merged while loading; its tokenizer replaces the model's. `threads` sets torch's number of threads
     for the whole process.
 
     Raises:
@@ -112,17 +115,16 @@ def load(
     """
     if threads is not None:
         torch.set_num_threads(threads)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    device = device or "cpu"
-    if dtype is None and device == "cpu":
+    chosen = devices.choose_device(device)
+    log.info("runs on %s: %s", chosen.device, chosen.reason)
+    if dtype is None and chosen.device.type == "cpu":
         dtype = "float32"
     if quantize not in (None, *get_args(Scheme)):
         raise ConfigError(f"quantize is {quantize!r}; expected one of {', '.join(get_args(Scheme))}")
     folder = checkpoint.resolve(model)
     tokenizer = Tokenizer.load(checkpoint.resolve_text(folder, adapter))
     transformer = checkpoint.load(
-        folder, device=device, dtype=_dtype(dtype), quantize=quantize, adapter=adapter
+        folder, device=chosen.device, dtype=_dtype(dtype), quantize=quantize, adapter=adapter
     )
     return Model(Engine(transformer, tokenizer, settings=settings), tokenizer)
 

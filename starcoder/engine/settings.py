@@ -20,8 +20,8 @@ class ModelSettings:
     """Data type of the weights; by default float32 on a CPU and as stored elsewhere."""
     quantize: Literal["int8", "int4"] | None = None
     """Quantize the weights while loading; `starcoder quantize` does it once for all runs."""
-    device: str | None = None
-    """cpu, cuda, cuda:1 or auto; cpu by default."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, mps or auto: CUDA, then MPS where it works, then the CPU."""
     threads: int | None = None
     """Number of CPU threads; torch's choice by default."""
 

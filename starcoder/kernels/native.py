@@ -121,7 +121,7 @@ def check(status: int, what: str) -> None:
 def library() -> ctypes.CDLL | None:
     """The compiled kernels; None, and torch does the work, where they were not built from these sources."""
     folder = Path(__file__).parent
-    found = [folder / f"_native{suffix}" for suffix in EXTENSION_SUFFIXES]
+    found = [folder / f"_native{suffix}" for suffix in reversed(EXTENSION_SUFFIXES)]
     path = next((path for path in found if path.exists()), None)
     if path is None:
         return None

@@ -80,7 +80,8 @@ def common(pool: Hashes, bounds: Indexes, one: int, others: Indexes) -> Indexes:
 def native() -> ctypes.CDLL | None:
     """The native library, or None where it was not built."""
     folder = Path(__file__).parent
-    path = next((p for suffix in EXTENSION_SUFFIXES if (p := folder / f"_native{suffix}").is_file()), None)
+    found = [folder / f"_native{suffix}" for suffix in reversed(EXTENSION_SUFFIXES)]
+    path = next((path for path in found if path.is_file()), None)
     if path is None:
         return None
     library = ctypes.CDLL(str(path))

@@ -27,24 +27,6 @@ def choose_precision(device: torch.device, asked: Precision | None) -> Precision
     return asked or "float32"
 
 
-def choose_device(asked: str | None) -> torch.device:
-    """The device asked for, or the best there is.
-
-    Raises:
-        ConfigError: this machine has no such device.
-    """
-    has = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if asked in (None, "auto"):
-        return torch.device(next(kind for kind, there in has.items() if there))
-    try:
-        device = torch.device(str(asked))
-    except RuntimeError:
-        raise ConfigError(f"there is no device {asked!r}", "cpu, cuda, cuda:1, mps or auto") from None
-    if not has.get(device.type, False):
-        raise ConfigError(f"this machine has no {device.type}", "--device cpu")
-    return device
-
-
 def peak_flops(device: torch.device, precision: Precision) -> float:
     """Operations a second of one large matrix product here: MFU is a share of it."""
     size = _GPU_SIZE if device.type == "cuda" else _SIZE

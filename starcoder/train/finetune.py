@@ -11,11 +11,12 @@ import torch
 from rich.console import Console
 
 from starcoder import checkpoint
+from starcoder.devices import choose_device
 from starcoder.errors import ConfigError
 from starcoder.files import bundled, copy_model_files, read_jsonl, write_jsonl
 from starcoder.train import loop, samples
 from starcoder.train.checkpoints import Checkpoints
-from starcoder.train.device import choose_device, peak_flops
+from starcoder.train.device import peak_flops
 from starcoder.train.growing import flops_per_token
 from starcoder.train.progress import Progress, Silent, connect, require, tell
 from starcoder.train.readying import Prepared, build, prepare
@@ -51,7 +52,7 @@ def run(recipe: Recipe, console: Console, *, should_stop: Callable[[], bool] = l
         return _run(recipe, console, should_stop, None)
     from starcoder.train import distributed  # only several processes pay for its imports
 
-    with distributed.processes(choose_device(recipe.device).type) as group:
+    with distributed.processes(choose_device(recipe.device).device.type) as group:
 
         def anyone_should_stop() -> bool:
             return group.total(float(should_stop())) > 0

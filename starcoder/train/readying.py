@@ -17,13 +17,14 @@ from starcoder import checkpoint
 from starcoder.adapters.adapter import Adapter
 from starcoder.chat import ChatTemplate, tokens_of
 from starcoder.checkpoint.adapter import add_adapter, load_adapter
+from starcoder.devices import choose_device
 from starcoder.errors import ConfigError
 from starcoder.files import read_json, write_jsonl
 from starcoder.model import Transformer
 from starcoder.tokenizer import Tokenizer
 from starcoder.train import bins, loop, survey
 from starcoder.train.data_files import BadRow
-from starcoder.train.device import choose_device, choose_precision
+from starcoder.train.device import choose_precision
 from starcoder.train.examples import Example, Formats, by_repository, choose
 from starcoder.train.growing import add_noise, grow
 from starcoder.train.losses import sum_loss
@@ -63,7 +64,7 @@ def prepare(recipe: Recipe, console: Console, group: "Processes | None" = None) 
     Raises:
         ConfigError: settings, data and model do not fit one another.
     """
-    device = choose_device(recipe.device) if group is None else group.device
+    device = choose_device(recipe.device).device if group is None else group.device
     precision = choose_precision(device, recipe.precision)
     if recipe.init_adapter is not None and group is not None:
         raise ConfigError("--init-adapter does not run in several processes", "merge the adapter first")

@@ -75,8 +75,8 @@ class Recipe:
     """Number of newest checkpoints to keep; the best one is kept in addition."""
     report_to: tuple[Service, ...] = ()
     """Service that receives the metrics of every step; metrics.jsonl is always written."""
-    device: str | None = None
-    """cpu, cuda, cuda:1, mps or auto; by default the best device there is."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, mps or auto: CUDA, then MPS where it works, then the CPU."""
     sharding: Literal["full", "none"] = "full"
     """Under torchrun: shard weights, gradients and optimizer (full), or replicate them (none)."""
     offload: bool = False

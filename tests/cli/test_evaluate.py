@@ -60,7 +60,7 @@ def test_a_run_prints_its_score_and_leaves_its_files(walls, capsys, tmp_path):
     again = json.loads(run(capsys, *RUNS, "--output", str(tmp_path), "--json"))
     same = {"seconds": 0, "isolation": 0}
     assert again["results"][0] | same == result | same
-    assert "is of a run with other options" in refused(
+    assert "belongs to a run with other options" in refused(
         capsys, *RUNS, "--output", str(tmp_path), "--seed", "1"
     )
 
@@ -153,7 +153,7 @@ def test_the_list_names_every_task_and_recipe(capsys):
         (["starter", "--allow-code-execution", "--recipe", "x"], "no recipe 'x'"),
         (["starter", "--allow-code-execution", "--quantize", "int3"], "quantize is 'int3'"),
         (["starter", "--limit", "0"], "limit is 0"),
-        (["starter,humaneval", "--allow-code-execution", "--samples", "a"], "are of one task"),
+        (["starter,humaneval", "--allow-code-execution", "--samples", "a"], "belong to one task"),
         (["starter", "--endpoint", "http://x", "--compare", "y"], "--endpoint asks one server"),
     ],
 )

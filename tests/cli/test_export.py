@@ -25,8 +25,8 @@ def test_the_report_is_of_the_file(folder, tmp_path, capsys):
 
 def test_mistakes_are_two_lines(folder, tmp_path, capsys):
     for arguments, error in (
-        (["-o", str(tmp_path)], f"cannot write '{tmp_path}'"),
-        (["-o", str(tmp_path / "none" / "x.gguf")], "cannot write"),
+        (["-o", str(tmp_path)], f"cannot write '{tmp_path}': it is a folder"),
+        (["-o", str(tmp_path / "none" / "x.gguf")], "the folder does not exist"),
         (["-o", str(tmp_path / "x"), "--type", "q3_k"], "--type is 'q3_k'; expected one of f16, q8_0, q4_0"),
         (["-o", str(tmp_path / "x"), "--format", "onnx"], "--format is 'onnx'; expected one of gguf"),
     ):

@@ -1,11 +1,13 @@
 """`starcoder finetune` from flags and recipes to an output folder, with the old scripts' flag names."""
 
+import io
 import json
 import shlex
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -195,16 +197,23 @@ def test_a_models_own_chat_template_is_trained_with_and_survives(
     assert sample["prompt"] == before.render(turns, add_generation_prompt=True)
 
 
-def answers(model: Path, *options: str) -> str:
+@pytest.fixture
+def answers(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """What `starcoder chat` says to a script's "Hi"."""
-    command = [sys.executable, "-m", "starcoder", "chat", "--model", str(model), "--threads", "1", *options]
-    flags = ["--max-tokens", "12", "--temperature", "0"]
-    done = subprocess.run([*command, *flags], input="Hi\n", capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
+
+    def ask(model: Path, *options: str) -> str:
+        monkeypatch.setattr("sys.stdin", io.StringIO("Hi\n"))
+        capsys.readouterr()
+        flags = ["--threads", "1", "--max-tokens", "12", "--temperature", "0"]
+        assert main(["chat", "--model", str(model), *flags, *options]) == 0
+        return capsys.readouterr().out
+
+    return ask
 
 
-def test_a_chat_is_learnt_by_an_adapter_with_tokens_of_its_own(folder: Path, tmp_path: Path) -> None:
+def test_a_chat_is_learnt_by_an_adapter_with_tokens_of_its_own(
+    folder: Path, tmp_path: Path, answers: Callable[..., str]
+) -> None:
     run, merged = tmp_path / "run", tmp_path / "merged"
     flags = ["--max-steps", "40", "--fim-rate", "0", "--learning-rate", "1e-2"]
     assert finetune(folder, chat_data(tmp_path), run, *flags) == 0
@@ -260,14 +269,15 @@ def test_a_chat_run_that_stopped_goes_on_bit_for_bit(folder: Path, tmp_path: Pat
 
 def losses_of(num_processes: int, folder: Path, data: Path, run: Path, *flags: object) -> list[float]:
     """What a run over so many processes writes, each of one thread."""
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", num_processes] if num_processes > 1 else []
     common = ["--seq-length", 64, "--batch-size", 1, "--gradient-accumulation-steps", 4, "--threads", 1]
     common += ["--device", "cpu", "--learning-rate", "1e-3", "--dropout", 0]
-    command = [sys.executable, *launcher, "-m", "starcoder", "finetune", "--model", folder, "--data", data]
-    done = subprocess.run(
-        list(map(str, [*command, "-o", run, *common, *flags])), capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    verb = [*map(str, ["finetune", "--model", folder, "--data", data, "-o", run, *common, *flags])]
+    if num_processes == 1:
+        assert main(verb) == 0
+    else:
+        launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(num_processes), "-m", "starcoder"]
+        done = subprocess.run([sys.executable, *launcher, *verb], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
     return [row["loss"] for row in read_metrics(run / "metrics.jsonl")]
 
 
