@@ -22,7 +22,18 @@ from starlette.types import Receive, Scope, Send
 from starcoder import __version__
 from starcoder.errors import StarcoderError
 from starcoder.request import CompletionRequest
-from starcoder.server import chat, llamacpp, ollama, openai, overlap, tabby, tgi
+from starcoder.server import (
+    anthropic,
+    chat,
+    gemini,
+    llamacpp,
+    ollama,
+    openai,
+    overlap,
+    responses,
+    tabby,
+    tgi,
+)
 from starcoder.server.codec import Body, ErrorFormat, Exchange, HTTPError, Json, ServerInfo
 from starcoder.server.guard import Guard
 from starcoder.server.metrics import Metrics
@@ -50,6 +61,10 @@ _LLAMACPP_PATHS = ("/infill", "/completion", "/completions", "/detokenize", "/pr
 
 def errors_of(path: str) -> ErrorFormat:
     """The error format of a path."""
+    if path.startswith("/v1/messages"):
+        return anthropic.ERRORS
+    if path.startswith("/v1beta/"):
+        return gemini.ERRORS
     if path.startswith("/v1/"):
         return openai.ERRORS
     if path.startswith("/api/"):
@@ -71,7 +86,7 @@ def build(info: ServerInfo, settings: ServerSettings, worker: Worker, metrics: M
     app = FastAPI(
         title="starcoder",
         version=__version__,
-        description="Code completion in the dialects of OpenAI, TGI, llama.cpp, Ollama and Tabby.",
+        description="Code completion for clients of OpenAI, Anthropic, Gemini, TGI, llama.cpp, Ollama, Tabby.",
         docs_url=None,  # FastAPI's page loads scripts from elsewhere
         redoc_url=None,
         lifespan=life,
@@ -137,6 +152,11 @@ class _Routes:
         add("/v1/completions", _read_v1, openai.CompletionBody)
         add("/v1/fim/completions", openai.read_fim, openai.CompletionBody)
         add("/v1/chat/completions", chat.read, chat.ChatBody, is_slow=True)
+        add("/v1/responses", responses.read, responses.ResponsesBody, is_slow=True)
+        add("/v1/messages", anthropic.read, anthropic.MessagesBody, is_slow=True)
+        for method, is_stream in (("generateContent", False), ("streamGenerateContent", True)):
+            read = partial(gemini.read, is_stream=is_stream)
+            add(f"/v1beta/models/{{model}}:{method}", read, gemini.GeminiBody, is_slow=True)
         for path in ("/", "/invocations", "/models/{org}/{name}"):
             add(path, _read_any, tgi.GenerateBody, is_slow=True)
         add("/generate", partial(tgi.read_generate, is_stream=False), tgi.GenerateBody)
@@ -186,6 +206,23 @@ class _Routes:
             lambda data: large_json_response(overlap.overlap(data, info.attribution)),
             overlap.OverlapBody,
         )
+        look(
+            "/v1/messages/count_tokens",
+            lambda data: json_response(anthropic.count_tokens(data, info)),
+            anthropic.MessagesBody,
+        )
+        look(
+            "/v1beta/models/{model}:countTokens",
+            lambda data: json_response(gemini.count_tokens(data, info)),
+            gemini.GeminiBody,
+        )
+        look(
+            "/apply-template",
+            lambda data: json_response(llamacpp.apply_template(data, info)),
+            llamacpp.TemplateBody,
+        )
+        for path in ("/v1/embeddings", "/api/embed", "/api/embeddings", "/embedding"):
+            look(path, _no_embeddings, ollama.ShowBody)
         look("/v1/events", events, tabby.EventBody)
         look("/api/show", lambda data: json_response(ollama.show(info)), ollama.ShowBody)
 
@@ -230,6 +267,12 @@ class _Routes:
         )
         add("/info", lambda: tgi.info(info, max_requests))
         add("/props", lambda: llamacpp.props(info, settings.max_sequences))
+        add("/version", lambda: {"version": __version__})
+        add(
+            "/slots",
+            lambda: llamacpp.slots(info, settings.max_sequences, self._worker.engine.stats().num_running),
+        )
+        add("/lora-adapters", list)
         add("/api/version", lambda: {"version": __version__})
         add("/api/tags", lambda: ollama.tags(info))
         add("/api/ps", lambda: ollama.tags(info))
@@ -342,6 +385,11 @@ class _Routes:
     def _require_health(self) -> None:
         if self._worker.trouble is not None:
             raise HTTPError(self._worker.trouble, status=503, kind="healthcheck")
+
+
+def _no_embeddings(data: object) -> Response:
+    """Raises: HTTPError: always."""
+    raise HTTPError("this model makes no embeddings", "serve an embedding model for them", status=501)
 
 
 def _varied(request: CompletionRequest) -> CompletionRequest:

@@ -15,7 +15,7 @@ from starcoder.server.settings import ApiKey, ServerSettings
 # Never behind a key: health, descriptions and metrics. Source: TGI keeps the same open (serving facts 1.1).
 OPEN_PATHS = frozenset(
     {"/health", "/ping", "/info", "/metrics", "/docs", "/openapi.json", "/api-doc/openapi.json"}
-    | {"/v1/models", "/v1/health", "/api/version", "/api/tags", "/api/ps", "/props"}
+    | {"/v1/models", "/v1/health", "/api/version", "/version", "/api/tags", "/api/ps", "/props"}
 )
 
 
@@ -89,7 +89,7 @@ class Guard:
             return
         scheme, _, given = headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer":
-            given = headers.get("x-api-key", "")
+            given = headers.get("x-api-key", "") or headers.get("x-goog-api-key", "")
         key = find_key(self._settings.keys, given.strip())
         if key is None:
             raise HTTPError(

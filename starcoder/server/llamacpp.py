@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pydantic import Field
+from pydantic import AliasChoices, Field
 
 from starcoder.errors import StarcoderError
 from starcoder.request import (
@@ -21,6 +21,7 @@ from starcoder.request import (
     TokenLogprob,
     Usage,
 )
+from starcoder.server import chat
 from starcoder.server.codec import (
     Body,
     CompletionFields,
@@ -288,9 +289,31 @@ def selected(answer: dict[str, object], wanted: Sequence[str]) -> dict[str, obje
 class TokenizeBody(Body):
     """Body of llama.cpp's `/tokenize`."""
 
-    content: str = ""
+    content: str = Field(default="", validation_alias=AliasChoices("content", "prompt"))
+    messages: tuple[chat.TurnBody, ...] = ()
     parse_special: bool = True
     with_pieces: bool = False
+
+
+class TemplateBody(Body):
+    """Body of `/apply-template`."""
+
+    messages: list[chat.TurnBody]
+
+
+def apply_template(data: object, info: ServerInfo) -> Json:
+    """`/apply-template`: the prompt of a chat as text. Raises: HTTPError, RequestError."""
+    body = chat.ChatBody.read(data)
+    request = chat.ask(body, [turn.message() for turn in body.messages], info)
+    return {"prompt": info.tokenizer.decode(request.tokens or ())}
+
+
+def slots(info: ServerInfo, num_slots: int, num_running: int) -> Json:
+    """`/slots`: as many are busy as sequences run; nothing of a prompt is shown."""
+    return [
+        {"id": number, "n_ctx": info.context_length, "is_processing": number < num_running}
+        for number in range(num_slots)
+    ]
 
 
 class DetokenizeBody(Body):
@@ -306,6 +329,12 @@ def tokenize(data: object, info: ServerInfo) -> Json:
     ids = (
         tokenizer.encode_with_special(body.content) if body.parse_special else tokenizer.encode(body.content)
     )
+    if body.messages:  # vLLM's
+        ids = list(
+            chat.ask(chat.ChatBody.read(data), [one.message() for one in body.messages], info).tokens or ()
+        )
+    if isinstance(data, dict) and ("prompt" in data or body.messages):
+        return {"tokens": list(ids), "count": len(ids), "max_model_len": info.context_length}
     if not body.with_pieces:
         return {"tokens": list(ids)}
     return {"tokens": [{"id": id, "piece": _piece(tokenizer.token_bytes(id))} for id in ids]}

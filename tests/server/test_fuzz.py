@@ -30,6 +30,39 @@ SEEDS = [
             "suffix": "b",
         },
     ),
+    ("/v1/responses", {"input": "a", "max_output_tokens": 2, "tools": [{"type": "function", "name": "f"}]}),
+    (
+        "/v1/responses",
+        {"input": [{"type": "function_call_output", "call_id": "c", "output": "x"}], "max_output_tokens": 2},
+    ),
+    (
+        "/v1/messages",
+        {
+            "messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}],
+            "tools": [{"name": "f", "input_schema": {"type": "object", "properties": {"a": {"$ref": "#"}}}}],
+            "tool_choice": {"type": "auto"},
+            "max_tokens": 2,
+            "stream": True,
+        },
+    ),
+    (
+        "/v1beta/models/m:generateContent",
+        {
+            "contents": [{"parts": [{"text": "a"}]}],
+            "tools": [{"functionDeclarations": [{"name": "f", "parameters": {"type": "OBJECT"}}]}],
+            "generationConfig": {"maxOutputTokens": 2, "stopSequences": ["x"]},
+        },
+    ),
+    ("/apply-template", {"messages": [{"role": "user", "content": "a"}]}),
+    (
+        "/v1/chat/completions",
+        {
+            "messages": [{"role": "user", "content": "a"}],
+            "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}],
+            "tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": []},
+            "max_tokens": 2,
+        },
+    ),
     ("/v1/fim/render", {"prompt": "a", "max_tokens": 2}),
     ("/tokenize", {"content": "a"}),
     ("/tokenize", {"inputs": "a"}),
@@ -82,7 +115,7 @@ def fuzz(running, count: int, seed: int) -> None:
 
 def test_mutated_bodies(start):
     with start(chat_template="default") as running:
-        fuzz(running, 300, seed=0)
+        fuzz(running, 400, seed=0)
 
 
 @pytest.mark.slow
