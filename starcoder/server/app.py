@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from importlib import resources
+from itertools import product
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -55,6 +56,8 @@ log = logging.getLogger(__name__)
 Reader = Callable[[object, ServerInfo], Exchange]
 Handler = Callable[[Request], Awaitable[Response]]
 
+_GEMINI_VERSIONS = ("v1beta", "v1")  # its clients of different ages use either
+_GEMINI_METHODS = {"generateContent": False, "streamGenerateContent": True}  # whether it streams
 _VARIED_TEMPERATURE = 0.8  # of further answers to the same request
 _LLAMACPP_PATHS = ("/infill", "/completion", "/completions", "/detokenize", "/props")
 
@@ -63,7 +66,7 @@ def errors_of(path: str) -> ErrorFormat:
     """The error format of a path."""
     if path.startswith("/v1/messages"):
         return anthropic.ERRORS
-    if path.startswith("/v1beta/"):
+    if path.startswith("/v1beta/") or (path.startswith("/v1/models/") and ":" in path):
         return gemini.ERRORS
     if path.startswith("/v1/"):
         return openai.ERRORS
@@ -86,7 +89,7 @@ def build(info: ServerInfo, settings: ServerSettings, worker: Worker, metrics: M
     app = FastAPI(
         title="starcoder",
         version=__version__,
-        description="Code completion for clients of OpenAI, Anthropic, Gemini, TGI, llama.cpp, Ollama, Tabby.",
+        description="Code completion in the dialects of many servers.",
         docs_url=None,  # FastAPI's page loads scripts from elsewhere
         redoc_url=None,
         lifespan=life,
@@ -154,9 +157,9 @@ class _Routes:
         add("/v1/chat/completions", chat.read, chat.ChatBody, is_slow=True)
         add("/v1/responses", responses.read, responses.ResponsesBody, is_slow=True)
         add("/v1/messages", anthropic.read, anthropic.MessagesBody, is_slow=True)
-        for method, is_stream in (("generateContent", False), ("streamGenerateContent", True)):
+        for version, (method, is_stream) in product(_GEMINI_VERSIONS, _GEMINI_METHODS.items()):
             read = partial(gemini.read, is_stream=is_stream)
-            add(f"/v1beta/models/{{model}}:{method}", read, gemini.GeminiBody, is_slow=True)
+            add(f"/{version}/models/{{model}}:{method}", read, gemini.GeminiBody, is_slow=True)
         for path in ("/", "/invocations", "/models/{org}/{name}"):
             add(path, _read_any, tgi.GenerateBody, is_slow=True)
         add("/generate", partial(tgi.read_generate, is_stream=False), tgi.GenerateBody)
@@ -211,11 +214,12 @@ class _Routes:
             lambda data: json_response(anthropic.count_tokens(data, info)),
             anthropic.MessagesBody,
         )
-        look(
-            "/v1beta/models/{model}:countTokens",
-            lambda data: json_response(gemini.count_tokens(data, info)),
-            gemini.GeminiBody,
-        )
+        for version in _GEMINI_VERSIONS:
+            look(
+                f"/{version}/models/{{model}}:countTokens",
+                lambda data: json_response(gemini.count_tokens(data, info)),
+                gemini.GeminiBody,
+            )
         look(
             "/apply-template",
             lambda data: json_response(llamacpp.apply_template(data, info)),
