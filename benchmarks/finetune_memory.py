@@ -95,10 +95,10 @@ def peak_bytes(case: Case) -> int:
     from starcoder.model import Transformer
     from starcoder.quantize import quantize
     from starcoder.train import optimizer as optim
-    from starcoder.train.heap import trimming
-    from starcoder.train.keeping import keeping
+    from starcoder.train.allocator import trimming
     from starcoder.train.losses import sum_loss
     from starcoder.train.packing import stack
+    from starcoder.train.recompute import recompute
     from starcoder.train.settings import OptimizerSettings
 
     model = Transformer(shape(case))
@@ -115,10 +115,10 @@ def peak_bytes(case: Case) -> int:
     size = case.micro_batch, case.seq_length // length, length + 1
     batch = stack(torch.randint(0, model.config.vocab_size, size).tolist(), case.seq_length, 0)
     optimizers = optim.build(model, OptimizerSettings())
-    with keeping(model), trimming(model):
+    with recompute(model), trimming(model):
         for micro_batches in (1, 2):
             for _ in range(micro_batches):
-                (sum_loss(model, batch) / batch.num_learnt).backward()
+                (sum_loss(model, batch) / batch.num_learned).backward()
             for one in optimizers:
                 one.step()
                 one.zero_grad(set_to_none=True)

@@ -76,18 +76,18 @@ def bits_per_byte(
         fim=FimSettings(rate=0),
         seed=0,
     )
-    nats, learnt, size_bytes, eos = 0.0, 0, 0, tokenizer.sentinels.eos
+    nats, learned, size_bytes, eos = 0.0, 0, 0, tokenizer.sentinels.eos
     with torch.inference_mode():
         while size_bytes < max_bytes:
             batch = data.next_batch(8)
             nats += float(sum_loss(transformer, batch))
-            learnt += batch.num_learnt
+            learned += batch.num_learned
             labels = batch.labels_BT[batch.labels_BT >= 0].tolist()
             size_bytes += sum(len(tokenizer.token_bytes(t)) for t in labels if t != eos)
     return {
         "bits_per_byte": nats / math.log(2) / size_bytes,
-        "nats_per_token": nats / learnt,
-        "bytes_per_token": size_bytes / learnt,
+        "nats_per_token": nats / learned,
+        "bytes_per_token": size_bytes / learned,
     }
 
 

@@ -2,7 +2,7 @@
 
 Protocol: a random GPTBigCode checkpoint of 164M parameters (--folder), float32, 2 threads, short
 question/answer pairs (20 to 200 tokens, median near 70) that everyone sees as the same token ids, all of
-them learnt. No dropout: the 0.1 that the config states, which the peers apply by default, takes their
+them learned. No dropout: the 0.1 that the config states, which the peers apply by default, takes their
 attention off its fast path. No activation checkpointing. Each contestant runs in a process of its own; the
 first step is warm-up. Speed counts real tokens, not padding; the median step counts. Memory is the process's
 peak, compared where steps compute as many tokens. LoRA: rank 16 on c_attn and both c_proj.

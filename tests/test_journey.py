@@ -109,7 +109,7 @@ def test_from_a_repository_to_a_completion_that_tells_its_source(place: Place) -
     asked = ("--holdout-commits", "1", "--limit", "4", "--max-tokens", "32", "--compare", "mine")
     measured = place.run("evaluate", "my-repo", "--repo", "codecs", *asked, "--threads", "1")
     before, after = (result["exact_match"] for result in measured["results"])
-    assert after > before, "it learnt the house's style"
+    assert after > before, "it learned the house's style"
 
     place.run("attribution", "build", "data")
     unseen = (place.root / "codecs" / "shift_jis.py").read_text()
@@ -128,7 +128,7 @@ def test_from_a_repository_to_a_completion_that_tells_its_source(place: Place) -
     assert answer["choices"][0]["text"] == ANSWER
     (span,) = answer["attribution"][0]
     assert (span["start"], span["end"]) == (0, len(ANSWER))
-    assert span["sources"], "files that it learnt from have this line"
+    assert span["sources"], "files that it learned from have this line"
     for source in span["sources"]:
         assert source["repository"] == "codecs"
         text = (place.root / "codecs" / source["path"]).read_text()

@@ -3,7 +3,7 @@
 In files they are PEFT's `trainable_token_indices`, of its three forms the one with the least surprise: it
 holds the rows and nothing else (`modules_to_save` and `save_embedding_layers` hold both whole tables), and
 PEFT puts them onto transformers' resized model whatever resizing left there. The other two are read: rows
-that differ from the base's are those that learnt.
+that differ from the base's are those that learned.
 Rows stand apart from the tables, so that these may be rounded, mapped from a file or shared.
 Limits: PEFT gives this form to LoRA and its switches alone. Two adapters' rows cannot be mixed.
 """
@@ -23,7 +23,7 @@ Rows = Mapping[str, Mapping[int, Tensor]]
 _DELTA = "token_adapter.trainable_tokens_delta"
 
 
-class LearntRows(nn.Module):
+class TrainableTokens(nn.Module):
     """The rows of some tokens (n, D), in float32, which small steps need."""
 
     ids: Tensor
@@ -49,33 +49,33 @@ class LearntRows(nn.Module):
 class TokenEmbedding(nn.Module):
     """A table of embeddings under the rows that learn."""
 
-    def __init__(self, table: nn.Module, learnt: LearntRows):
+    def __init__(self, table: nn.Module, learned: TrainableTokens):
         super().__init__()
-        self.table, self.learnt = table, learnt
+        self.table, self.learned = table, learned
 
     def forward(self, tokens: Tensor) -> Tensor:
-        ids = self.learnt.ids
+        ids = self.learned.ids
         at = torch.searchsorted(ids, tokens).clamp(max=ids.numel() - 1)
-        own: Tensor = self.table(tokens.clamp(max=self.learnt.num_own - 1))
-        rows = F.embedding(at, self.learnt.rows).to(own.dtype)
+        own: Tensor = self.table(tokens.clamp(max=self.learned.num_own - 1))
+        rows = F.embedding(at, self.learned.rows).to(own.dtype)
         return torch.where((ids[at] == tokens)[..., None], rows, own)
 
 
 class TokenHead(nn.Module):
     """A head under the rows that learn."""
 
-    def __init__(self, table: nn.Module, learnt: LearntRows):
+    def __init__(self, table: nn.Module, learned: TrainableTokens):
         super().__init__()
-        self.table, self.learnt = table, learnt
-        self.in_features = learnt.weight.size(1)
-        self.out_features = learnt.num_own + len(learnt.ids) - learnt.num_inside
+        self.table, self.learned = table, learned
+        self.in_features = learned.weight.size(1)
+        self.out_features = learned.num_own + len(learned.ids) - learned.num_inside
 
     def forward(self, x: Tensor) -> Tensor:
         own: Tensor = self.table(x)
-        inside = self.learnt.num_inside
-        new = F.linear(x, self.learnt.rows.to(x.dtype)).to(own.dtype)
+        inside = self.learned.num_inside
+        new = F.linear(x, self.learned.rows.to(x.dtype)).to(own.dtype)
         if inside:
-            own = own.index_copy(-1, self.learnt.ids[:inside], new[..., :inside])
+            own = own.index_copy(-1, self.learned.ids[:inside], new[..., :inside])
         return torch.cat([own, new[..., inside:]], dim=-1)
 
 
@@ -90,8 +90,8 @@ class TokenRows:
         # Both tables have every row: those beyond one that only the other learns are among its own.
         beyond = range(num_own, self.vocab_size)
         wanted = {name: sorted({*ids.get(name, ()), *beyond}) for name in tables.learning}
-        self._learnt = {
-            name: LearntRows(wanted[name], model.get_submodule(path), num_own)
+        self._learned = {
+            name: TrainableTokens(wanted[name], model.get_submodule(path), num_own)
             for name, path in zip(tables.learning, tables.paths, strict=False)
             if wanted[name]
         }
@@ -100,39 +100,39 @@ class TokenRows:
         """Wrap the model's tables in place."""
         owners = (self._tables.learning[0], self._tables.learning[-1])
         for path, owner, kind in zip(self._tables.paths, owners, (TokenEmbedding, TokenHead), strict=True):
-            if owner in self._learnt:
-                over = kind(self._model.get_submodule(path), self._learnt[owner].requires_grad_(is_learning))
+            if owner in self._learned:
+                over = kind(self._model.get_submodule(path), self._learned[owner].requires_grad_(is_learning))
                 self._model.set_submodule(path, over.train(self._model.training))
 
     @property
     def indices(self) -> dict[str, list[int]]:
         """As PEFT's config has them: by the last word of the table's name."""
-        return {name.rpartition(".")[2]: x.ids.tolist() for name, x in self._learnt.items()}
+        return {name.rpartition(".")[2]: x.ids.tolist() for name, x in self._learned.items()}
 
     def parameters(self) -> list[nn.Parameter]:
-        return [learnt.weight for learnt in self._learnt.values()]
+        return [learned.weight for learned in self._learned.values()]
 
     def state(self) -> dict[str, Tensor]:
         """By PEFT's names, without its prefix."""
-        return {f"{name}.{_DELTA}": learnt.weight.detach() for name, learnt in self._learnt.items()}
+        return {f"{name}.{_DELTA}": learned.weight.detach() for name, learned in self._learned.items()}
 
     @torch.no_grad()
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Take what `state` gave."""
-        for name, learnt in self._learnt.items():
-            learnt.weight.copy_(state[f"{name}.{_DELTA}"])
+        for name, learned in self._learned.items():
+            learned.weight.copy_(state[f"{name}.{_DELTA}"])
 
     @torch.no_grad()
     def fill(self, rows: Rows) -> None:
         """Take these rows."""
         for name, of_table in rows.items():
-            learnt, ids = self._learnt[name], torch.tensor(list(of_table))
-            at = torch.searchsorted(learnt.ids, ids.to(learnt.ids.device))
-            learnt.weight[at] = torch.stack(list(of_table.values())).to(learnt.weight)
+            learned, ids = self._learned[name], torch.tensor(list(of_table))
+            at = torch.searchsorted(learned.ids, ids.to(learned.ids.device))
+            learned.weight[at] = torch.stack(list(of_table.values())).to(learned.weight)
 
     def enable(self, is_on: bool) -> None:
-        for learnt in self._learnt.values():
-            learnt.is_on = is_on
+        for learned in self._learned.values():
+            learned.is_on = is_on
 
     def merge(self) -> None:
         """Write the rows into the tables, in their dtype, which grow; the model is plain afterwards.
@@ -142,13 +142,13 @@ class TokenRows:
         """
         overs = [self._model.get_submodule(path) for path in self._tables.paths]
         merged = {
-            id(over.learnt): _merged(over.table, over.learnt)
+            id(over.learned): _merged(over.table, over.learned)
             for over in overs
             if isinstance(over, TokenEmbedding | TokenHead)
         }
         for over in overs:
             if isinstance(over, TokenEmbedding | TokenHead):
-                _set_rows(over.table, merged[id(over.learnt)])
+                _set_rows(over.table, merged[id(over.learned)])
         self.remove()
 
     def remove(self) -> None:
@@ -194,16 +194,16 @@ def _values(table: nn.Module) -> Tensor:
     return table.weight.detach()
 
 
-def _merged(table: nn.Module, learnt: LearntRows) -> nn.Parameter:
+def _merged(table: nn.Module, learned: TrainableTokens) -> nn.Parameter:
     if isinstance(table, Dequantizable):
         raise ConfigError(
             "an adapter cannot be merged into quantized weights",
             "merge it into the model that they were made from, and quantize that",
         )
-    own, inside = _values(table), learnt.num_inside
-    rows = learnt.weight.detach().to(own.dtype)
+    own, inside = _values(table), learned.num_inside
+    rows = learned.weight.detach().to(own.dtype)
     weight = torch.cat([own, rows[inside:]])
-    weight[learnt.ids[:inside]] = rows[:inside]
+    weight[learned.ids[:inside]] = rows[:inside]
     return nn.Parameter(weight, requires_grad=False)
 
 

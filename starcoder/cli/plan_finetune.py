@@ -99,7 +99,7 @@ def _other_methods(config: ModelConfig, setup: Setup, memory_bytes: int) -> dict
 
 
 def _command(model: str | None, one: FinetunePlan) -> str:
-    """How this plan is run; what is learnt and where it goes is the user's to say."""
+    """How this plan is run; what is learned and where it goes is the user's to say."""
     setup = one.setup
     launcher = f"torchrun --nproc_per_node {setup.devices} -m " if setup.devices > 1 else ""
     words = [f"{launcher}starcoder finetune"] + ([f"--model {model}"] if model else [])

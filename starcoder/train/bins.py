@@ -83,8 +83,8 @@ class PackedExamples:
     def collate(self, rows: Sequence[Sequence[Example]]) -> Batch:
         """Rows of examples as one batch."""
         tokens = [[example.tokens for example in row] for row in rows]
-        learnt = [[example.learnt for example in row] for row in rows]
-        return stack(tokens, self._length, self._pad, learnt)
+        learned = [[example.learned for example in row] for row in rows]
+        return stack(tokens, self._length, self._pad, learned)
 
     def _next_row(self) -> list[Example] | None:
         """The next row; None where an epoch ends, and the next one begins after it."""

@@ -31,7 +31,7 @@ from starcoder.errors import ConfigError
 from starcoder.model import Transformer
 from starcoder.quantize import Scheme
 from starcoder.train.checkpoints import Checkpoints, Optimizers, trainable
-from starcoder.train.growing import grow
+from starcoder.train.resize_vocab import resize_vocab
 
 log = logging.getLogger(__name__)
 
@@ -135,7 +135,7 @@ def build(
     network = checkpoint.load(model, quantize=quantize)
     added = None if adapter is None else checkpoint.add_adapter(network, adapter)
     if adapter is None:
-        grow(network, vocab_size)
+        resize_vocab(network, vocab_size)
         network.requires_grad_(True)
     _shard(network, group, dtype, sharding, offload=offload)
     log.info("rank %d of %d holds its share", group.rank, group.size)

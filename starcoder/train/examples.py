@@ -38,13 +38,13 @@ class Example:
     """One sequence: its tokens, and which of them are learned."""
 
     tokens: list[int]
-    learnt: list[bool]
+    learned: list[bool]
     is_cut: bool = False  # it was longer than its room
 
     @property
-    def num_learnt(self) -> int:
+    def num_learned(self) -> int:
         """Tokens the loss sees; the first has nothing before it to be predicted from."""
-        return sum(self.learnt[1:])
+        return sum(self.learned[1:])
 
 
 class Format(Protocol):
@@ -78,13 +78,13 @@ class Code:
         text, frame = record.text, PLAIN
         if self.layout == "file":
             text, frame = self._named(record, rng)
-        return [_all_learnt(piece, cut) for piece, cut in self._pieces(text, frame, room, rng)]
+        return [_all_learned(piece, cut) for piece, cut in self._pieces(text, frame, room, rng)]
 
     def _tagged(self, text: str, room: int) -> list[Example]:
         """What `starcoder prepare` wrote with the family's tags: they become tokens, and none is infilled."""
         tokens = [*self.tokenizer.encode_with_special(text), self.tokenizer.sentinels.eos]
         pieces = [tokens[at : at + room] for at in range(0, len(tokens), room)]
-        return [_all_learnt(p, p is not pieces[-1]) for p in pieces if len(p) > 1] if text else []
+        return [_all_learned(p, p is not pieces[-1]) for p in pieces if len(p) > 1] if text else []
 
     def _pieces(
         self, text: str, frame: Frame, room: int, rng: random.Random
@@ -133,7 +133,7 @@ class Code:
             start = 0
             while start < len(text):
                 if room - len(out) - 2 < MIN_PIECE_TOKENS:
-                    yield _all_learnt(out, True)
+                    yield _all_learned(out, True)
                     out = list(named)
                 if start == 0 or out == named:
                     out.append(s.file_sep)
@@ -141,7 +141,7 @@ class Code:
                 out += piece.tokens
                 start = piece.end
             if number + 1 == len(files):
-                yield _all_learnt([*out, s.eos])
+                yield _all_learned([*out, s.eos])
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,8 +161,8 @@ class Pairs:
         question = self.tokenizer.encode(prompt)
         answer = self.tokenizer.encode(before[len(prompt) :] + after)
         tokens = [*question, *answer, self.tokenizer.sentinels.eos]
-        learnt = [self.learn_prompts] * len(question) + [True] * (len(answer) + 1)
-        return _cut_to(tokens, learnt, room) if after.strip() else []
+        learned = [self.learn_prompts] * len(question) + [True] * (len(answer) + 1)
+        return _cut_to(tokens, learned, room) if after.strip() else []
 
     def _filled(self, record: Pair) -> str:
         values = _Columns(record.columns) | {"prompt": record.prompt}
@@ -196,8 +196,8 @@ class Infills:
         order = s.order("spm" if rng.random() < self.spm_rate else "psm")
         prompt, is_cut = infill_prompt(self.tokenizer, record, order, room - len(middle))
         tokens = [*prompt, *middle]
-        learnt = [False] * len(prompt) + [True] * len(middle)
-        return [Example(tokens, learnt, is_cut)] if len(tokens) <= room else []
+        learned = [False] * len(prompt) + [True] * len(middle)
+        return [Example(tokens, learned, is_cut)] if len(tokens) <= room else []
 
 
 def infill_prompt(tokenizer: Tokenizer, record: Infill, order: FimOrder, room: int) -> tuple[list[int], bool]:
@@ -223,8 +223,8 @@ class Dialogues:
     template: ChatTemplate
 
     def __call__(self, record: Conversation, room: int, rng: random.Random) -> list[Example]:
-        tokens, learnt = self.encode(record)
-        return _cut_to(tokens, learnt, room)
+        tokens, learned = self.encode(record)
+        return _cut_to(tokens, learned, room)
 
     def encode(self, record: Conversation) -> tuple[list[int], list[bool]]:
         try:
@@ -320,13 +320,13 @@ def by_repository(records: Sequence[Record]) -> list[Record]:
     return [*(Repository(name=name, files=tuple(files)) for name, files in grouped.items()), *others]
 
 
-def _all_learnt(tokens: list[int], is_cut: bool = False) -> Example:
+def _all_learned(tokens: list[int], is_cut: bool = False) -> Example:
     return Example(tokens, [True] * len(tokens), is_cut)
 
 
-def _cut_to(tokens: list[int], learnt: list[bool], room: int) -> list[Example]:
-    example = Example(tokens[:room], learnt[:room], len(tokens) > room)
-    return [example] if example.num_learnt else []
+def _cut_to(tokens: list[int], learned: list[bool], room: int) -> list[Example]:
+    example = Example(tokens[:room], learned[:room], len(tokens) > room)
+    return [example] if example.num_learned else []
 
 
 def _check_template(template: str, columns: Sequence[str], chosen: tuple[str | None, str | None]) -> None:

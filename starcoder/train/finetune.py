@@ -17,10 +17,10 @@ from starcoder.files import bundled, copy_model_files, read_jsonl, write_jsonl
 from starcoder.train import loop, samples
 from starcoder.train.checkpoints import Checkpoints
 from starcoder.train.device import peak_flops
-from starcoder.train.growing import flops_per_token
 from starcoder.train.progress import Progress, Silent, connect, require, tell
-from starcoder.train.readying import Prepared, build, prepare
 from starcoder.train.recipe import Method, Recipe, claim
+from starcoder.train.resize_vocab import flops_per_token
+from starcoder.train.setup import Prepared, build, prepare
 from starcoder.train.verify import PackingReport, verify_packing
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def _show_samples(ready: Prepared, output: Path, when: str, console: Console, *,
     # Processes that share a model complete together, whatever the first one has on disk.
     if torch.distributed.is_initialized() or not (has_before and when == "before"):
         rows = [row for row in rows if row["when"] != when]
-        for example in ready.survey.samples:
+        for example in ready.report.samples:
             made = samples.sample(ready.model, ready.tokenizer, example)
             rows.append({"when": when} | asdict(made))
             line = f"--- {when}: ...{made.prompt[-80:]!r} -> {made.completion!r}"

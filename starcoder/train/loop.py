@@ -22,19 +22,19 @@ from starcoder.errors import CapacityError, StarcoderError
 from starcoder.files import write_whole
 from starcoder.model import Transformer
 from starcoder.train import optimizer as optim
+from starcoder.train.allocator import trimming
 from starcoder.train.average import WeightAverage
 from starcoder.train.checkpoints import Checkpoints, trainable
-from starcoder.train.heap import trimming
-from starcoder.train.keeping import keeping
 from starcoder.train.losses import sum_loss
 from starcoder.train.packing import Batch
 from starcoder.train.progress import Progress
+from starcoder.train.recompute import recompute
 from starcoder.train.settings import OptimizerSettings, Precision
 
 log = logging.getLogger(__name__)
 
 Loss = Callable[[Transformer, Batch], Tensor]
-"""Summed over what is learnt of the batch (`num_learnt`); the loop divides by the whole step's number."""
+"""Summed over what is learned of the batch (`num_learned`); the loop divides by the whole step's number."""
 
 
 class Stream(Protocol):
@@ -136,7 +136,7 @@ def train(
     model.train()
     progress.start(step, settings.max_steps, settings.batch_size * data.seq_length)
     is_stopped = False
-    with keeping(model), trimming(model):
+    with recompute(model), trimming(model):
         while step < settings.max_steps and not is_stopped:
             started = time.perf_counter()
             row, batch = run.step(step)
@@ -257,7 +257,7 @@ class _Run:
         for o in self.optimizers:
             o.zero_grad(set_to_none=True)
         torch.manual_seed(self.settings.seed * 1_000_003 + step)
-        total, loss, group = batch.num_learnt, 0.0, self.group
+        total, loss, group = batch.num_learned, 0.0, self.group
         share = batch.padded(group.size).rows(group.rank, None, group.size)
         for start in range(0, len(share.lengths), micro):
             with _autocast(self.device, self.settings.precision):
@@ -281,13 +281,13 @@ class _Run:
 def evaluate(
     model: Transformer, batches: Sequence[Batch], *, loss: Loss = sum_loss, precision: Precision = "float32"
 ) -> float:
-    """Mean loss in nats per learnt token over `batches`."""
+    """Mean loss in nats per learned token over `batches`."""
     was_training = model.training
     model.eval()
     with torch.no_grad(), _autocast(model.norm.weight.device, precision):
         total = sum(float(loss(model, batch)) for batch in batches)
     model.train(was_training)
-    return total / sum(batch.num_learnt for batch in batches)
+    return total / sum(batch.num_learned for batch in batches)
 
 
 def _autocast(device: torch.device, precision: Precision) -> AbstractContextManager[None]:

@@ -1,4 +1,4 @@
-"""The next-token loss over the positions that are learnt, without ever holding all logits.
+"""The next-token loss over the positions that are learned, without ever holding all logits.
 
 Logits of `_ROWS` positions exist at once, and their gradient is made where they lie, in the forward pass:
 a vocabulary of 49k columns costs its two (or three) matrix products and little else.
@@ -19,15 +19,15 @@ _SOFTMAX_ROWS = 64  # of those, for which a second copy exists
 
 
 def sum_loss(model: Transformer, batch: Batch) -> Tensor:
-    """Summed cross-entropy in nats over the learnt positions; no logits of the others are made."""
+    """Summed cross-entropy in nats over the learned positions; no logits of the others are made."""
     batch = batch.flat()
     device = model.norm.weight.device
     attend = documents(batch.lengths, model.config.sliding_window)
     hidden_BTD = model(batch.tokens_BT.to(device), batch.positions_BT.to(device), attend)
     labels = batch.labels_BT.flatten()
-    learnt = (labels != IGNORE).nonzero().squeeze(1)
-    hidden = hidden_BTD.flatten(0, 1)[learnt.to(device)]
-    return head_loss(model.head, hidden, labels[learnt].to(device))
+    learned = (labels != IGNORE).nonzero().squeeze(1)
+    hidden = hidden_BTD.flatten(0, 1)[learned.to(device)]
+    return head_loss(model.head, hidden, labels[learned].to(device))
 
 
 def head_loss(head: nn.Module, hidden: Tensor, labels: Tensor) -> Tensor:

@@ -160,7 +160,7 @@ def _kept_bytes(config: ModelConfig, setup: Setup) -> int:
 
 
 def _makes_again(setup: Setup) -> bool:
-    """Whether outputs of norms and GELU are made again from their inputs; `train.keeping`."""
+    """Whether outputs of norms and GELU are made again from their inputs; `train.recompute`."""
     return setup.precision == "float32" and not setup.recomputes
 
 

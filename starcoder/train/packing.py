@@ -16,7 +16,7 @@ from starcoder.tokenizer import Tokenizer
 from starcoder.train.documents import cut_piece
 from starcoder.train.settings import FimSettings
 
-IGNORE = -100  # the label of positions where nothing is learnt; torch's own default
+IGNORE = -100  # the label of positions where nothing is learned; torch's own default
 MIN_PIECE_TOKENS = 32  # less room than this is padded: shorter pieces teach little and cost a kernel call
 
 
@@ -31,7 +31,7 @@ class Batch:
     padding: tuple[int, ...] = ()  # positions at each row's end that are padding; () where there are none
 
     @property
-    def num_learnt(self) -> int:
+    def num_learned(self) -> int:
         return int((self.labels_BT != IGNORE).sum())
 
     @property
@@ -190,11 +190,11 @@ def stack(
     rows: Sequence[Sequence[Sequence[int]]],
     seq_length: int,
     pad: int,
-    learnt: Sequence[Sequence[Sequence[bool]]] | None = None,
+    learned: Sequence[Sequence[Sequence[bool]]] | None = None,
 ) -> Batch:
     """Rows of token lists -> one batch; a list of n tokens gives n - 1 positions and their labels.
 
-    `learnt` has the shape of `rows` and says which tokens are to be learnt; all of them if None.
+    `learned` has the shape of `rows` and says which tokens are to be learned; all of them if None.
     """
     tokens = torch.full((len(rows), seq_length), pad)
     labels = torch.full((len(rows), seq_length), IGNORE)
@@ -206,8 +206,8 @@ def stack(
             n = len(piece) - 1
             ids = torch.tensor(piece)
             tokens[r, at : at + n], labels[r, at : at + n] = ids[:-1], ids[1:]
-            if learnt is not None:
-                labels[r, at : at + n][~torch.tensor(learnt[r][p][1:])] = IGNORE
+            if learned is not None:
+                labels[r, at : at + n][~torch.tensor(learned[r][p][1:])] = IGNORE
             positions[r, at : at + n] = torch.arange(n)
             at += n
         rest = seq_length - at

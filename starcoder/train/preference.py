@@ -60,10 +60,10 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class PairBatch(Batch):
-    """One pair in each row. What it counts as learnt are pairs, over which DPO takes its mean."""
+    """One pair in each row. What it counts as learned are pairs, over which DPO takes its mean."""
 
     @property
-    def num_learnt(self) -> int:
+    def num_learned(self) -> int:
         return int((self.labels_BT != IGNORE).any(1).sum())
 
 
@@ -113,7 +113,7 @@ def is_pair(batch: Batch, like: Tensor) -> Tensor:
 
 
 def log_likelihoods(model: Transformer, batch: Batch) -> Tensor:
-    """Of what is learnt of each document, in nats: (documents,) float32, without holding all logits."""
+    """Of what is learned of each document, in nats: (documents,) float32, without holding all logits."""
     batch = batch.flat()
     device = model.norm.weight.device
     attend = documents(batch.lengths, model.config.sliding_window)
@@ -121,8 +121,8 @@ def log_likelihoods(model: Transformer, batch: Batch) -> Tensor:
     labels = batch.labels_BT[0].to(device)
     (lengths,) = batch.lengths
     owner = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)).to(device)
-    learnt = (labels != IGNORE).nonzero().squeeze(1)
-    hidden, labels, owner = hidden[learnt], labels[learnt], owner[learnt]
+    learned = (labels != IGNORE).nonzero().squeeze(1)
+    hidden, labels, owner = hidden[learned], labels[learned], owner[learned]
 
     def part(h: Tensor, y: Tensor) -> Tensor:
         return -F.cross_entropy(model.head(h).float(), y, reduction="none")
@@ -172,8 +172,8 @@ class PreferencePairs:
     def collate(self, pairs: Sequence[Pair]) -> Batch:
         """One pair a row, the accepted document first."""
         rows = [[example.tokens for example in pair.examples] for pair in pairs]
-        learnt = [[example.learnt for example in pair.examples] for pair in pairs]
-        made = stack(rows, self._length, self._pad, learnt)
+        learned = [[example.learned for example in pair.examples] for pair in pairs]
+        made = stack(rows, self._length, self._pad, learned)
         return PairBatch(made.tokens_BT, made.labels_BT, made.positions_BT, made.lengths, made.padding)
 
 

@@ -92,7 +92,7 @@ class Recipe:
                 raise ConfigError(f"{name} is {count}; expected at least 1")
 
 
-# What may differ between a run and its resumption without changing what is learnt.
+# What may differ between a run and its resumption without changing what is learned.
 _FREE = ("save_every", "keep_checkpoints", "report_to", "device", "output")
 # What a finished or stopped run may be given to be lengthened; the learning rate then follows the new length.
 _LENGTHS = ("epochs", "max_steps")

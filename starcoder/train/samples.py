@@ -65,7 +65,7 @@ def complete(
 
 
 def sample(model: Transformer, tokenizer: Tokenizer, example: Example, max_tokens: int = 48) -> Sample:
-    """Complete an example from where its last learnt part begins; code from its middle."""
+    """Complete an example from where its last learned part begins; code from its middle."""
     at = _start(example)
     room = max(1, model.config.max_positions - max_tokens)
     prompt, reference = example.tokens[:at], example.tokens[at : at + max_tokens]
@@ -74,10 +74,10 @@ def sample(model: Transformer, tokenizer: Tokenizer, example: Example, max_token
 
 
 def _start(example: Example) -> int:
-    if all(example.learnt):
+    if all(example.learned):
         return max(1, len(example.tokens) // 2)
-    learnt = example.learnt
-    starts = [n for n in range(1, len(learnt)) if learnt[n] and not learnt[n - 1]]
+    learned = example.learned
+    starts = [n for n in range(1, len(learned)) if learned[n] and not learned[n - 1]]
     # A dialogue's end-of-text stands by itself after the last turn; that turn is the one to write.
-    long = [n for n in starts if n + 1 < len(learnt) and learnt[n + 1]]
+    long = [n for n in starts if n + 1 < len(learned) and learned[n + 1]]
     return (long or starts)[-1]

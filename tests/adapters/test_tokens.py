@@ -50,7 +50,7 @@ def close(found: torch.Tensor, expected: torch.Tensor) -> None:
 
 @pytest.mark.parametrize("kind", ["lora", "dora", "pissa"])
 @pytest.mark.parametrize("tokens", [NEW, (5, 322), (5, 9)], ids=["beyond", "both", "inside"])
-def test_peft_loads_tokens_that_learnt_here_to_the_same_logits(base, tmp_path, kind, tokens):
+def test_peft_loads_tokens_that_learned_here_to_the_same_logits(base, tmp_path, kind, tokens):
     model = checkpoint.load(base)
     adapter = checkpoint.add_adapter(model, AdapterSettings(kind=kind, rank=4, tokens=tokens))
     shake(adapter.parameters())
@@ -73,7 +73,7 @@ def test_peft_loads_tokens_that_learnt_here_to_the_same_logits(base, tmp_path, k
 
 
 @pytest.mark.parametrize("form", ["indices", "by table", "whole tables", "resized only"])
-def test_tokens_that_learnt_with_peft_load_here_to_the_same_logits(base, tmp_path, form):
+def test_tokens_that_learned_with_peft_load_here_to_the_same_logits(base, tmp_path, form):
     embedding = "wte" if "wte" in str(dict(load_oracle(base).named_parameters()).keys()) else "embed_tokens"
     is_tied = checkpoint.read_config(base).tied_embeddings
     words: dict[str, object] = {
@@ -141,13 +141,13 @@ def test_rows_that_learn_have_the_gradients_of_a_table_that_grew(base):
         loss.backward()
 
     assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-6)
-    rows = [p for name, p in model.named_parameters() if "learnt" in name]
+    rows = [p for name, p in model.named_parameters() if "learned" in name]
     tables = [whole.embed.weight] if model.config.tied_embeddings else [whole.embed.weight, whole.head.weight]
     assert len(rows) == len(tables) < len(adapter.parameters())
     for row, table in zip(rows, tables, strict=True):
         torch.testing.assert_close(row.grad, table.grad[[5, *NEW]], rtol=1e-4, atol=1e-5)
     learning = {name for name, p in model.named_parameters() if p.requires_grad}
-    assert all("lora_" in name or "learnt" in name for name in learning)
+    assert all("lora_" in name or "learned" in name for name in learning)
 
 
 def test_all_other_rows_stay_as_they_are(base, tmp_path):
@@ -156,7 +156,7 @@ def test_all_other_rows_stay_as_they_are(base, tmp_path):
     adapter = checkpoint.add_adapter(model, AdapterSettings(rank=2, tokens=NEW))
     with torch.no_grad():
         expected = logits(model)
-        for start in (model.embed.learnt.weight, model.head.learnt.weight):
+        for start in (model.embed.learned.weight, model.head.learned.weight):
             assert float(start.std(0).max()) == 0, "they start alike"
         shake(adapter.parameters())
         with adapter.disabled():

@@ -145,7 +145,7 @@ def test_an_adapter_learns_and_goes_back_on_its_model(
     assert float((before - after).abs().max()) > 0.1
 
 
-def test_a_chat_is_learnt_in_full_with_tokens_of_its_own(folder: Path, tmp_path: Path) -> None:
+def test_a_chat_is_learned_in_full_with_tokens_of_its_own(folder: Path, tmp_path: Path) -> None:
     data, run = chat_data(tmp_path), tmp_path / "run"
     assert finetune(folder, data, run, "--method", "full", "--max-steps", "40", "--fim-rate", "0") == 0
     tokenizer, model = Tokenizer.load(run), checkpoint.load(run)
@@ -155,7 +155,7 @@ def test_a_chat_is_learnt_in_full_with_tokens_of_its_own(folder: Path, tmp_path:
     ids = torch.tensor([prompt])
     with torch.no_grad():
         hidden = model(ids, torch.arange(len(prompt))[None], causal())
-    assert int(model.head(hidden[0, -1]).argmax()) == end, "it learnt how its turn ends"
+    assert int(model.head(hidden[0, -1]).argmax()) == end, "it learned how its turn ends"
     assert tokenizer.chat_template is not None
     from transformers import AutoTokenizer
 
@@ -211,7 +211,7 @@ def answers(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
     return ask
 
 
-def test_a_chat_is_learnt_by_an_adapter_with_tokens_of_its_own(
+def test_a_chat_is_learned_by_an_adapter_with_tokens_of_its_own(
     folder: Path, tmp_path: Path, answers: Callable[..., str]
 ) -> None:
     run, merged = tmp_path / "run", tmp_path / "merged"
@@ -304,7 +304,7 @@ def test_methods_learn_plain_code(folder: Path, tmp_path: Path, method: str) -> 
     assert (run / ("adapter_model.safetensors" if method == "qlora" else "model.safetensors")).is_file()
 
 
-def test_preferences_are_learnt_with_the_adapter_off_as_the_reference(folder: Path, tmp_path: Path) -> None:
+def test_preferences_are_learned_with_the_adapter_off_as_the_reference(folder: Path, tmp_path: Path) -> None:
     data, run = tmp_path / "pairs.jsonl", tmp_path / "run"
     rows = [{"prompt": f"x_{n} =", "chosen": " 1\n", "rejected": " None\n"} for n in range(40)]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))

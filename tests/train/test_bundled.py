@@ -44,7 +44,7 @@ def general(tokenizer: Tokenizer) -> list[Batch]:
     return batches
 
 
-def test_a_package_is_learnt_and_little_else_is_forgotten(tmp_path: Path) -> None:
+def test_a_package_is_learned_and_little_else_is_forgotten(tmp_path: Path) -> None:
     """Stated: 0.12 nats a token off the package's held-out files, at most 0.08 onto other packages.
 
     The package is this one as it stands: two states of it gave 0.162 off both times, 0.049 and 0.062 on.

@@ -1,4 +1,4 @@
-"""What is learnt of each kind of document is exactly what should be: the mask, end-of-text, the layout."""
+"""What is learned of each kind of document is exactly what should be: the mask, end-of-text, the layout."""
 
 import random
 
@@ -8,11 +8,11 @@ from rich.console import Console
 from starcoder.chat import DIALOGUES, ChatTemplate
 from starcoder.errors import ConfigError
 from starcoder.tokenizer import Tokenizer
+from starcoder.train.data_report import colored, report
 from starcoder.train.documents import syntax_spans
 from starcoder.train.examples import Example, Formats, by_repository, choose
 from starcoder.train.settings import FimSettings, FormatSettings
 from starcoder.train.shapes import Conversation, Pair, Repository, Row, RowError, recognize
-from starcoder.train.survey import colored, survey
 from starcoder.train.vocabulary import add_tokens
 from tests.tiny import make_tokenizer
 
@@ -43,8 +43,8 @@ def chatty(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     )
 
 
-def learnt(example: Example, tokenizer: Tokenizer) -> str:
-    return tokenizer.decode(t for t, keep in zip(example.tokens, example.learnt, strict=True) if keep)
+def learned(example: Example, tokenizer: Tokenizer) -> str:
+    return tokenizer.decode(t for t, keep in zip(example.tokens, example.learned, strict=True) if keep)
 
 
 def make(
@@ -94,25 +94,25 @@ def repository(
     return form(record, room, random.Random(seed))
 
 
-def test_of_a_pair_the_answer_and_one_end_of_text_are_learnt(v1: Tokenizer) -> None:
+def test_of_a_pair_the_answer_and_one_end_of_text_are_learned(v1: Tokenizer) -> None:
     (example,) = make(v1, {"question": "1 + 1?", "answer": "2"})
     assert v1.decode(example.tokens) == "Question: 1 + 1?\n\nAnswer: 2<|endoftext|>"
-    assert learnt(example, v1) == " 2<|endoftext|>"
+    assert learned(example, v1) == " 2<|endoftext|>"
     assert example.tokens.count(v1.sentinels.eos) == 1
     prompt = v1.encode("Question: 1 + 1?\n\nAnswer:")
     assert example.tokens[: len(prompt)] == prompt, "a prompt in use is encoded as the trained one was"
 
 
-def test_questions_are_learnt_where_that_is_asked_for(v1: Tokenizer) -> None:
+def test_questions_are_learned_where_that_is_asked_for(v1: Tokenizer) -> None:
     (example,) = make(v1, {"question": "a", "answer": "b"}, learn_prompts=True)
-    assert all(example.learnt)
+    assert all(example.learned)
 
 
 def test_templates_take_any_columns(v1: Tokenizer) -> None:
     row = {"question": "q", "answer": "a", "context": "c"}
     (example,) = make(v1, row, template="{context}|{question}\n### {answer}\n")
     assert v1.decode(example.tokens) == "c|q\n### a\n<|endoftext|>"
-    assert learnt(example, v1) == " a\n<|endoftext|>"
+    assert learned(example, v1) == " a\n<|endoftext|>"
 
 
 def test_text_that_spells_a_sentinel_stays_text(v1: Tokenizer) -> None:
@@ -154,7 +154,7 @@ DIALOGUE = [
 ]
 
 
-def test_of_a_starchat_dialogue_only_the_assistants_turns_are_learnt(chatty: Tokenizer) -> None:
+def test_of_a_starchat_dialogue_only_the_assistants_turns_are_learned(chatty: Tokenizer) -> None:
     """The original's `mask_user_labels` masked nothing at all."""
     (example,) = make(chatty, {"messages": DIALOGUE}, chat=STARCHAT)
     assert chatty.decode(example.tokens) == (
@@ -163,7 +163,7 @@ def test_of_a_starchat_dialogue_only_the_assistants_turns_are_learnt(chatty: Tok
         "<|assistant|>\nIt is difficult to imagine.<|end|>\n"
         "<|user|>\nWhy?<|end|>\n<|assistant|>\nLaws bind\n<|end|>\n<|endoftext|>"
     )
-    assert learnt(example, chatty) == "It is difficult to imagine.<|end|>Laws bind\n<|end|><|endoftext|>"
+    assert learned(example, chatty) == "It is difficult to imagine.<|end|>Laws bind\n<|end|><|endoftext|>"
     ids = chatty.special_tokens
     assert example.tokens.count(ids["<|assistant|>"]) == 2
     assert example.tokens.count(chatty.sentinels.eos) == 1
@@ -172,7 +172,7 @@ def test_of_a_starchat_dialogue_only_the_assistants_turns_are_learnt(chatty: Tok
 def test_other_templates_and_key_names_are_read(chatty: Tokenizer) -> None:
     talk = [{"from": "human", "value": "Hi <|im_end|>"}, {"from": "gpt", "value": "Yes."}]
     (example,) = make(chatty, {"conversations": talk}, chat=CHATML)
-    assert learnt(example, chatty) == "Yes.<|im_end|><|endoftext|>"
+    assert learned(example, chatty) == "Yes.<|im_end|><|endoftext|>"
     assert example.tokens.count(chatty.special_tokens["<|im_end|>"]) == 2, "not the one the user wrote"
     marked = CHATML.replace(
         "{{ m.content }}",
@@ -182,13 +182,13 @@ def test_other_templates_and_key_names_are_read(chatty: Tokenizer) -> None:
     assert make(chatty, {"conversations": talk}, chat=marked) == [example]
     own_end = "{% for m in messages %}{{ m.role }}: {{ m.content }}{% endfor %}{{ eos_token }}"
     (ended,) = make(chatty, {"conversations": talk}, chat=own_end)
-    assert learnt(ended, chatty) == "Yes.<|endoftext|>"
+    assert learned(ended, chatty) == "Yes.<|endoftext|>"
 
 
 def test_dialogues_nobody_answers_teach_nothing(chatty: Tokenizer) -> None:
     assert make(chatty, {"messages": DIALOGUE[:2]}, chat=STARCHAT) == []
     (example,) = make(chatty, {"messages": DIALOGUE[:4]}, chat=STARCHAT)
-    assert learnt(example, chatty) == "It is difficult to imagine.<|end|><|endoftext|>"
+    assert learned(example, chatty) == "It is difficult to imagine.<|end|><|endoftext|>"
 
 
 @pytest.mark.parametrize(
@@ -217,7 +217,7 @@ def test_a_starcoder_file_has_its_tags_in_front(v1: Tokenizer) -> None:
         "<reponame>me/mine<filename>src/a.py<gh_stars>10-100\ndef f():\n    return 1\n<|endoftext|>"
     )
     assert v1.sentinels.filename in example.tokens
-    assert all(example.learnt)
+    assert all(example.learned)
     (plain,) = make(v1, FILE, metadata_rate=0.0)
     assert v1.decode(plain.tokens) == FILE["content"] + "<|endoftext|>"
     shown = {v1.decode(make(v1, FILE, seed=n)[0].tokens).partition("def")[0] for n in range(60)}
@@ -302,12 +302,12 @@ def test_infills_by_syntax_lack_a_whole_piece(v1: Tokenizer) -> None:
     assert len(middles) > 5
 
 
-def test_the_survey_counts_and_colours_what_is_learnt(v1: Tokenizer) -> None:
+def test_the_report_counts_and_colors_what_is_learned(v1: Tokenizer) -> None:
     records = [Pair(prompt="q" * n, completion="a" * (n % 3)) for n in range(1, 10)]
-    found = survey(records, pairs(v1), 64, masks=True)
+    found = report(records, pairs(v1), 64, masks=True)
     assert (found.num_documents, found.num_examples, found.num_empty, len(found.samples)) == (9, 6, 3, 3)
     answers = [" " + "a" * (n % 3) for n in range(1, 10) if n % 3]
-    assert found.num_learnt == sum(len(v1.encode(text)) + 1 for text in answers)
+    assert found.num_learned == sum(len(v1.encode(text)) + 1 for text in answers)
     console = Console(width=200, record=True, force_terminal=True, color_system="standard", quiet=True)
     text = colored(found.samples[0], v1)
     console.print(text)
@@ -316,16 +316,16 @@ def test_the_survey_counts_and_colours_what_is_learnt(v1: Tokenizer) -> None:
 
 
 def test_data_that_is_all_masked_or_not_masked_at_all_is_refused(v1: Tokenizer, chatty: Tokenizer) -> None:
-    with pytest.raises(ConfigError, match="nothing would be learnt"):
-        survey([Pair(prompt="q", completion="")], pairs(v1), 64, masks=True)
+    with pytest.raises(ConfigError, match="nothing would be learned"):
+        report([Pair(prompt="q", completion="")], pairs(v1), 64, masks=True)
     bare = pairs(v1, template="{prompt}{completion}")
     with pytest.raises(ConfigError, match="nothing is masked"):
-        survey([Pair(prompt="", completion="a")], bare, 64, masks=True)
+        report([Pair(prompt="", completion="a")], bare, 64, masks=True)
     users = Conversation(messages=tuple(DIALOGUE[:2]))
     template = ChatTemplate(source=STARCHAT)
     talk = choose(frozenset({"messages"}), ["messages"], chatty, NO_FIM, FormatSettings(), template)
-    with pytest.raises(ConfigError, match="nothing would be learnt"):
-        survey([users], talk, 64, masks=True)
+    with pytest.raises(ConfigError, match="nothing would be learned"):
+        report([users], talk, 64, masks=True)
 
 
 @pytest.mark.parametrize("kind", ["notebook", "commit", "issue"])

@@ -304,3 +304,15 @@ def test_a_run_killed_by_sigkill_resumes_to_the_same_weights(tmp_path: Path) -> 
     assert start("killed").communicate()[0].decode().strip() == "killed/model"
     weights = [(tmp_path / x / "model" / "model.safetensors").read_bytes() for x in ("whole", "killed")]
     assert weights[0] == weights[1]
+
+
+def test_gradients_are_scaled_down_to_the_norm(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """What the optimizer sees after the last step is still in the gradients."""
+    model, settings = tiny(), loop.LoopSettings(max_steps=1, batch_size=2)
+    clipped = OptimizerSettings(learning_rate=1e-3, clip_norm=0.01)
+    progress = Progress(tmp_path, Console(quiet=True))
+    loop.train(model, data(tokenizer), settings, clipped, tmp_path, progress=progress)
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    assert float(torch.nn.utils.get_total_norm(gradients)) == pytest.approx(0.01, rel=1e-3)
+    [row] = read_metrics(tmp_path / "metrics.jsonl")
+    assert row["gradient_norm"] > 0.1, "the norm that is recorded is the one before"

@@ -17,7 +17,6 @@ from starcoder.model import Transformer
 from starcoder.plan import KNOWN
 from starcoder.quantize import quantize
 from starcoder.train import loop
-from starcoder.train.keeping import keeping
 from starcoder.train.losses import sum_loss
 from starcoder.train.memory import (
     Method,
@@ -29,6 +28,7 @@ from starcoder.train.memory import (
     ways,
 )
 from starcoder.train.packing import stack
+from starcoder.train.recompute import recompute
 from tests.tiny import VARIANTS, make_model
 from tests.train.live_bytes import LiveBytes
 
@@ -84,7 +84,7 @@ def live_bytes(config: ModelConfig, setup: Setup) -> int:
     batch = stack(rows, setup.seq_length, 0)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
-    with keeping(model), LiveBytes() as seen:
+    with recompute(model), LiveBytes() as seen:
         sum_loss(model, batch).backward()
     return seen.peak
 

@@ -43,8 +43,8 @@ def check(model: Transformer, device: torch.device) -> None:
     difference = (rounded.detach().cpu() - exact).norm() / exact.norm()
     assert 1e-4 < difference < 0.3
     rounded.square().sum().backward()
-    learnt = {name for name, p in model.named_parameters() if p.grad is not None}
-    assert learnt and all(".lora_" in name for name in learnt)
+    learned = {name for name, p in model.named_parameters() if p.grad is not None}
+    assert learned and all(".lora_" in name for name in learned)
     assert all(p.dtype == torch.uint8 for n, p in model.named_parameters() if n.endswith("base_layer.weight"))
 
 

@@ -30,11 +30,11 @@ def test_labels_are_the_next_token_of_the_same_document() -> None:
     assert batch.labels_BT.tolist() == [[6, 7, 9, IGNORE], [2, IGNORE, IGNORE, IGNORE]]
     assert batch.positions_BT.tolist() == [[0, 1, 0, 0], [0, 0, 1, 2]]
     assert batch.lengths == ((2, 1, 1), (1, 3))
-    assert batch.num_learnt == 4
+    assert batch.num_learned == 4
 
 
-def test_only_learnt_tokens_are_labels() -> None:
-    batch = stack([[[5, 6, 7], [8, 9]]], 4, 0, learnt=[[[False, False, True], [True, True]]])
+def test_only_learned_tokens_are_labels() -> None:
+    batch = stack([[[5, 6, 7], [8, 9]]], 4, 0, learned=[[[False, False, True], [True, True]]])
     assert batch.labels_BT.tolist() == [[IGNORE, 7, 9, IGNORE]]
 
 

@@ -74,7 +74,7 @@ def test_the_loss_and_its_gradient_are_the_published_formulas(variant, continues
     for own, theirs in zip(found, torch.autograd.grad(expected, adapter.parameters()), strict=True):
         # Both are up to 7e-4 of a matrix's largest entry away from float64's: float32 leaves no more.
         torch.testing.assert_close(own, theirs, rtol=1e-3, atol=2e-3 * float(theirs.abs().max()))
-    assert batch.num_learnt == len(PAIRS)
+    assert batch.num_learned == len(PAIRS)
 
 
 def test_the_loop_learns_to_prefer_what_was_accepted(tmp_path, tokenizer):

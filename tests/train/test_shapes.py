@@ -16,12 +16,12 @@ import pytest
 from starcoder.chat import DIALOGUES, ChatTemplate
 from starcoder.errors import ConfigError
 from starcoder.tokenizer import Tokenizer
+from starcoder.train.data_report import colored
 from starcoder.train.examples import Example, choose
 from starcoder.train.preference import read_pairs
 from starcoder.train.settings import FimSettings, FormatSettings, SourceSettings
 from starcoder.train.shapes import EXAMPLES, Preference, Rated, recognize
 from starcoder.train.sources import Table, read
-from starcoder.train.survey import colored
 from starcoder.train.vocabulary import add_tokens
 from tests.tiny import make_tokenizer
 

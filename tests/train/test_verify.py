@@ -15,8 +15,8 @@ from tests.tiny import VARIANTS, make_model
 def batch() -> Batch:
     generator = torch.Generator().manual_seed(0)
     pieces = [torch.randint(20, 320, (n,), generator=generator).tolist() for n in (30, 7, 20, 12)]
-    learnt = [[n % 3 > 0 for n in range(len(piece))] for piece in pieces]
-    return stack([pieces[:2], pieces[2:]], 40, 0, [learnt[:2], learnt[2:]])
+    learned = [[n % 3 > 0 for n in range(len(piece))] for piece in pieces]
+    return stack([pieces[:2], pieces[2:]], 40, 0, [learned[:2], learned[2:]])
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

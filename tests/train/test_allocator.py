@@ -10,7 +10,7 @@ import torch
 
 from starcoder.kernels.memory import libc_function
 from starcoder.model import causal
-from starcoder.train import heap
+from starcoder.train import allocator
 from tests.tiny import VARIANTS, make_model
 
 
@@ -19,11 +19,11 @@ def test_it_trims_behind_each_block_where_gradients_are_wanted(
     variant: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[int] = []
-    monkeypatch.setattr(heap, "libc_function", lambda name, *types: calls.append)
-    monkeypatch.setattr(heap, "_LEAST_WIDTH", 1)
+    monkeypatch.setattr(allocator, "libc_function", lambda name, *types: calls.append)
+    monkeypatch.setattr(allocator, "_LEAST_WIDTH", 1)
     model = make_model(variant)
     tokens, positions = torch.zeros(1, 4, dtype=torch.long), torch.arange(4)[None]
-    with heap.trimming(model):
+    with allocator.trimming(model):
         model(tokens, positions, causal())
         assert len(calls) == len(model.blocks)
         with torch.no_grad():

@@ -10,7 +10,7 @@ from starcoder.model import Transformer
 
 
 @torch.no_grad()
-def grow(model: Transformer, vocab_size: int) -> None:
+def resize_vocab(model: Transformer, vocab_size: int) -> None:
     """Give `model` rows for new tokens, each the mean of the old ones; fewer than it has changes nothing."""
     old = model.config.vocab_size
     if vocab_size <= old:

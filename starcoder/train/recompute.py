@@ -20,7 +20,7 @@ from starcoder.model import Block, Transformer
 
 
 @contextmanager
-def keeping(model: Transformer) -> Iterator[None]:
+def recompute(model: Transformer) -> Iterator[None]:
     """Inside, forward passes of `model` keep less for gradients."""
     if model.is_recomputed:
         yield

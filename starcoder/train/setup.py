@@ -22,16 +22,16 @@ from starcoder.errors import ConfigError
 from starcoder.files import read_json, write_jsonl
 from starcoder.model import Transformer
 from starcoder.tokenizer import Tokenizer
-from starcoder.train import bins, loop, survey
+from starcoder.train import bins, data_report, loop
 from starcoder.train.data_files import BadRow
 from starcoder.train.device import choose_precision
 from starcoder.train.examples import Example, Formats, by_repository, choose
-from starcoder.train.growing import add_noise, grow
 from starcoder.train.losses import sum_loss
 from starcoder.train.nf4 import round_to_nf4
 from starcoder.train.packing import Batch
 from starcoder.train.progress import tell
 from starcoder.train.recipe import Recipe
+from starcoder.train.resize_vocab import add_noise, resize_vocab
 from starcoder.train.settings import Precision
 from starcoder.train.shapes import Conversation, Preference, Rated, Record, RowError, quoted
 from starcoder.train.sources import Sources, Table, read
@@ -53,7 +53,7 @@ class Prepared:
     stream: loop.Stream
     held_out: list[Batch]
     loss: loop.Loss
-    survey: survey.Survey
+    report: data_report.DataReport
     max_steps: int
     precision: Precision
 
@@ -95,8 +95,8 @@ def prepare(recipe: Recipe, console: Console, group: "Processes | None" = None) 
     shown = _Accepted(tokenizer, chat) if recipe.method == "dpo" else form
     looked_at = [record for _, record in sources.train.read(0, 0, 200)]
     masks = "text" not in sources.kinds and not recipe.form.learn_prompts
-    found = survey.survey(looked_at, shown, recipe.seq_length, masks=masks)
-    _show_survey(found, sources, tokenizer, console)
+    found = data_report.report(looked_at, shown, recipe.seq_length, masks=masks)
+    _show_report(found, sources, tokenizer, console)
     stream: bins.PackedExamples | PreferencePairs
     skipped = list(sources.skipped)
     if recipe.method == "dpo":
@@ -240,7 +240,7 @@ def build(
         model = checkpoint.load(folder, device=device, dtype=torch.float32)
         for parameter in model.parameters():
             parameter.data = parameter.data.clone()  # loaded ones are mapped from the file
-        grow(model, vocab_size)
+        resize_vocab(model, vocab_size)
         model.requires_grad_(True)
         adapter = None
     else:
@@ -353,14 +353,16 @@ def _steps(recipe: Recipe, sources: Sources, stream: "bins.PackedExamples | Pref
     return max(1, steps)
 
 
-def _show_survey(found: survey.Survey, sources: Sources, tokenizer: Tokenizer, console: Console) -> None:
+def _show_report(
+    found: data_report.DataReport, sources: Sources, tokenizer: Tokenizer, console: Console
+) -> None:
     documents = "streamed" if sources.num_documents is None else f"{sources.num_documents:,}"
     held = len(sources.validation)
     tell(console, f"{documents} documents to train on, {held:,} to validate on: {found.summary}")
     if sources.unused:
         tell(console, f"warning: nothing is learned from the columns {quoted(sources.unused)}")
     if sources.num_documents is not None and sources.num_documents < 10:
-        tell(console, "warning: so few documents are soon learnt by heart; watch the samples")
+        tell(console, "warning: so few documents are soon memorized; watch the samples")
     for number, example in enumerate(found.samples, 1):
-        tell(console, f"--- sample {number}: learnt parts stand in ⟦⟧, green on a terminal")
-        tell(console, survey.colored(example, tokenizer))
+        tell(console, f"--- sample {number}: learned parts stand in ⟦⟧, green on a terminal")
+        tell(console, data_report.colored(example, tokenizer))

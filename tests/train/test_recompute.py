@@ -9,8 +9,8 @@ from starcoder.adapters.settings import AdapterSettings
 from starcoder.checkpoint.adapter import add_adapter
 from starcoder.model import Transformer
 from starcoder.train import losses
-from starcoder.train.keeping import _Keeper, _Recipe, keeping
 from starcoder.train.packing import Batch, stack
+from starcoder.train.recompute import _Keeper, _Recipe, recompute
 from tests.tiny import make_model
 
 T = 48
@@ -37,7 +37,7 @@ def learning(variant: str, kind: str) -> Transformer:
 def gradients(model: Transformer, *, keeps_less: bool) -> list[torch.Tensor]:
     """Of two steps, so that memory is used again."""
     found = []
-    with keeping(model) if keeps_less else nullcontext():
+    with recompute(model) if keeps_less else nullcontext():
         for seed in (0, 1):
             model.zero_grad()
             torch.manual_seed(seed)
@@ -59,7 +59,7 @@ def test_two_passes_before_one_backward_do_not_share_memory() -> None:
     model = learning("bigcode", "full")
     expected = gradients(model, keeps_less=False)
     model.zero_grad()
-    with keeping(model):
+    with recompute(model):
         parts = [losses.sum_loss(model, batch(seed)) for seed in (0, 1)]
         torch.stack(parts).sum().backward()
     sums = [
@@ -79,7 +79,7 @@ def test_norms_and_inner_activations_are_not_kept(monkeypatch: pytest.MonkeyPatc
         return packed[-1]
 
     monkeypatch.setattr(_Keeper, "pack", spied)
-    with keeping(model):
+    with recompute(model):
         losses.sum_loss(model, batch(0))
     config, tokens = model.config, batch(0).num_tokens
     made = {x.source.data_ptr(): x.shape.numel() for x in packed if isinstance(x, _Recipe)}
