@@ -9,9 +9,18 @@ from starcoder.checkpoint.files import read_config, scheme_of
 from starcoder.checkpoint.gguf import GgufReport, GgufType, export_gguf
 from starcoder.checkpoint.hub import BUNDLED, push, resolve, resolve_adapter, resolve_config, resolve_text
 from starcoder.checkpoint.merge import MergeReport, merge_folder
-from starcoder.checkpoint.reader import load, quantize
+from starcoder.checkpoint.reader import default_scheme, load, quantize
 from starcoder.checkpoint.writer import quantize_folder, save
 
-__all__ = ["BUNDLED", "GgufReport", "GgufType", "MergeReport", "add_adapter", "export_gguf", "load"]
+__all__ = [
+    "BUNDLED",
+    "GgufReport",
+    "GgufType",
+    "MergeReport",
+    "add_adapter",
+    "default_scheme",
+    "export_gguf",
+    "load",
+]
 __all__ += ["load_adapter", "merge_folder", "push", "quantize", "quantize_folder", "read_config", "resolve"]
 __all__ += ["resolve_adapter", "resolve_config", "resolve_text", "save", "scheme_of"]

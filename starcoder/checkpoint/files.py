@@ -8,6 +8,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from starcoder.checkpoint.gguf_reader import gguf_of
 from starcoder.config import ModelConfig
 from starcoder.errors import CheckpointError
 from starcoder.files import FETCH_LFS, LFS_POINTER, read_json
@@ -24,6 +25,8 @@ def weight_files(folder: Path) -> list[Path]:
     Raises:
         CheckpointError: there are none, or the index is broken or names a missing shard.
     """
+    if (gguf := gguf_of(folder)) is not None:
+        return [gguf.path]
     for stem, suffix in (("model", "safetensors"), ("pytorch_model", "bin")):
         whole, index = folder / f"{stem}.{suffix}", folder / f"{stem}.{suffix}.index.json"
         if whole.is_file():
@@ -129,9 +132,8 @@ def _no_config(folder: Path) -> CheckpointError:
             f"'{folder}' is an adapter, not a model", f"use it with --model {model} --adapter {folder}"
         )
     if files := sorted(folder.glob("*.gguf")):
-        return CheckpointError(
-            f"'{folder}' holds GGUF files and no config.json", f"give one file: {files[0]}"
-        )
+        names = ", ".join(file.name for file in files)
+        return CheckpointError(f"'{folder}' holds several models: {names}", f"give one file: {files[0]}")
     return CheckpointError(
         f"'{folder}' has no config.json, so it is not a checkpoint",
         "give the folder that holds config.json and the weights",

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from starcoder.checkpoint.files import first_line, read_config, weight_files
+from starcoder.checkpoint.gguf_reader import unpacked
 from starcoder.errors import CheckpointError
 from starcoder.files import MODEL_FILES, bundled
 
@@ -17,7 +18,7 @@ _BIN = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
 
 
 def resolve(model: str | Path | None) -> Path:
-    """The local folder of a checkpoint: None is the bundled model, and text may be a hub id.
+    """The local folder of a checkpoint: None is the bundled model, and text may be a hub id or a GGUF file.
 
     A complete copy in the hub's cache is used without the network (`hf download ID` renews it);
     otherwise what is missing is downloaded, and an interrupted download goes on where it stopped.
@@ -99,14 +100,17 @@ def _local(model: str | Path | None) -> Path | None:
         return BUNDLED
     folder = Path(model).expanduser()
     if folder.is_dir():
-        return folder
+        files = [] if (folder / "config.json").is_file() else list(folder.glob("*.gguf"))
+        return unpacked(files[0]) if len(files) == 1 else folder
+    if folder.suffix == ".gguf" and folder.is_file():
+        return unpacked(folder)
     if folder.exists():
-        raise CheckpointError(f"'{model}' is a file, not a checkpoint", "give the folder that holds it")
+        raise CheckpointError(f"'{model}' is a file, not a checkpoint", "give its folder, or a .gguf file")
     if isinstance(model, str) and _HUB_ID.fullmatch(model):
         return None
     raise CheckpointError(
         f"there is no folder '{model}'",
-        "give a folder with config.json and weights, or a hub id such as bigcode/starcoder2-3b",
+        "give a folder with config.json and weights, a .gguf file, or a hub id: bigcode/starcoder2-3b",
     )
 
 

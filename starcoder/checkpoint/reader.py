@@ -19,6 +19,7 @@ from starcoder.checkpoint.files import (
     scheme_of,
     weight_files,
 )
+from starcoder.checkpoint.gguf_reader import gguf_of
 from starcoder.checkpoint.hub import resolve, resolve_adapter
 from starcoder.checkpoint.names import (
     EMBEDDING,
@@ -128,6 +129,23 @@ def quantize(model: str | Path, scheme: Scheme, *, method: Method = "search") ->
     return network.eval(), Report(tuple(layers), network.config.num_parameters, size_bytes)
 
 
+def default_scheme(model: str | Path | None) -> Scheme | None:
+    """How to keep weights where nothing is asked for: int8 for quantized GGUF, to save memory.
+
+    Raises:
+        CheckpointError: as `load`.
+    """
+    source = gguf_of(resolve(model))
+    if source is None or not source.quantized_types:
+        return None
+    log.warning(
+        "%s holds %s: kept as int8; --dtype float32 computes with what is stored, exactly, in more memory",
+        source.path,
+        ", ".join(source.quantized_types),
+    )
+    return "int8"
+
+
 def unmergeable(model: str | Path | None, stored: Scheme) -> ConfigError:
     """That an adapter does not go into rounded weights."""
     return ConfigError(
@@ -232,10 +250,12 @@ class _Weights:
 
     def __init__(self, folder: Path):
         self._config = read_config(folder)
+        self._gguf = gguf_of(folder)
         self._tensors: dict[str, Tensor] = {}  # by their name without prefix; mapped, so nearly free
         self._origins: dict[str, tuple[Path, str]] = {}  # the same -> file and full name
         for path in weight_files(folder):
-            for full_name, tensor in map_tensors(path).items():
+            tensors = map_tensors(path) if self._gguf is None else self._gguf.tensors()
+            for full_name, tensor in tensors.items():
                 name = without_prefix(self._config, full_name)
                 self._tensors[name], self._origins[name] = tensor, (path, full_name)
         if any(name.endswith(".qweight") for name in self._tensors):
@@ -305,7 +325,7 @@ class _Weights:
         tensor = self._tensors[theirs[0]]
         is_interleaved_qkv = is_interleaved(self._config, name)
         is_converted = len(theirs) > 1 or is_interleaved_qkv or dtype != tensor.dtype or device.type != "cpu"
-        if not is_converted and tensor.is_contiguous():
+        if not is_converted and tensor.is_contiguous() and not tensor.is_meta:
             read_in_large_pages([tensor])
             return tensor
         out = self.arena.empty(shape, dtype, device)
@@ -335,6 +355,8 @@ class _Weights:
     def _read(self, name: str) -> Tensor:
         """A tensor to copy from and forget, over a map that is renewed so that its pages are given back."""
         path, full_name = self._origins[name]
+        if self._gguf is not None:
+            return self._gguf.read(full_name)
         if path != self._waiting_file or self._waiting_bytes > _MAX_WAITING_BYTES:
             self._waiting = {}
             self._waiting, self._waiting_file, self._waiting_bytes = map_tensors(path), path, 0

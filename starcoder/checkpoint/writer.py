@@ -14,6 +14,7 @@ from torch import Tensor
 
 from starcoder.checkpoint import packed
 from starcoder.checkpoint.files import QUANTIZATION, read_config
+from starcoder.checkpoint.gguf_reader import GGUF_FILE
 from starcoder.checkpoint.hub import resolve
 from starcoder.checkpoint.names import is_interleaved, their_names, their_rows, with_prefix
 from starcoder.checkpoint.reader import quantize
@@ -52,6 +53,7 @@ def save(
     own = model.config.to_hf()
     config = own | {"dtype": str(model.norm.weight.dtype).removeprefix("torch.")} | dict(extra_config or {})
     config |= {key: own[key] for key in ("vocab_size", "tie_word_embeddings")}
+    config.pop(GGUF_FILE, None)
     with _Replacement(folder) as replacement:
         if packed.scheme_in(model) is None:
             _write_weights(model, replacement, max_shard_bytes)

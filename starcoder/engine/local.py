@@ -117,11 +117,13 @@ def load(
         torch.set_num_threads(threads)
     chosen = devices.choose_device(device)
     log.info("runs on %s: %s", chosen.device, chosen.reason)
-    if dtype is None and chosen.device.type == "cpu":
-        dtype = "float32"
     if quantize not in (None, *get_args(Scheme)):
         raise ConfigError(f"quantize is {quantize!r}; expected one of {', '.join(get_args(Scheme))}")
     folder = checkpoint.resolve(model)
+    if quantize is None and dtype is None and adapter is None:
+        quantize = checkpoint.default_scheme(folder)
+    if dtype is None and chosen.device.type == "cpu":
+        dtype = "float32"
     tokenizer = Tokenizer.load(checkpoint.resolve_text(folder, adapter))
     transformer = checkpoint.load(
         folder, device=chosen.device, dtype=_dtype(dtype), quantize=quantize, adapter=adapter
