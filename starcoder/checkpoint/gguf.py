@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from starcoder.checkpoint.files import scheme_of
+from starcoder.checkpoint.gguf_reader import PRE_TOKENIZERS, patterns
 from starcoder.checkpoint.hub import resolve
 from starcoder.checkpoint.reader import load
-from starcoder.config import ModelConfig
+from starcoder.config import Family, ModelConfig
 from starcoder.errors import CheckpointError, ConfigError, MissingExtraError
 from starcoder.files import read_json, replace_atomically, require_space
 from starcoder.model import Transformer
@@ -32,11 +33,20 @@ log = logging.getLogger(__name__)
 
 GgufType = Literal["f16", "q8_0", "q4_0"]
 
-_ARCHITECTURES = {"gpt_bigcode": "starcoder", "starcoder2": "starcoder2"}
+_ARCHITECTURES: dict[Family, str] = {
+    "gpt_bigcode": "starcoder",
+    "starcoder2": "starcoder2",
+    "llama": "llama",
+    "mistral": "llama",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+}
 _OUTSIDE = {"embed": "token_embd", "positions": "position_embd", "norm": "output_norm", "head": "output"}
 _INSIDE = {
     "norm1": "attn_norm",
     "attention.qkv": "attn_qkv",
+    "attention.q_norm": "attn_q_norm",
+    "attention.k_norm": "attn_k_norm",
     "attention.out": "attn_output",
     "norm2": "ffn_norm",
     "feed_forward.up": "ffn_up",
@@ -101,6 +111,15 @@ def _library() -> Any:
 
 
 def _require_computable(config: ModelConfig, folder: Path) -> None:
+    if config.rope_scaling is not None and config.rope_scaling.kind == "llama3":
+        raise CheckpointError(
+            f"'{folder}' scales rotary positions as Llama 3, which is not exported",
+            "use convert_hf_to_gguf.py of llama.cpp",
+        )
+    if config.is_gated and config.activation != "silu":
+        raise CheckpointError(
+            f"'{folder}' has a gate of {config.activation}; llama.cpp computes silu", "run it with starcoder"
+        )
     if config.activation == "gelu":
         log.warning("%s computes the exact GELU; llama.cpp computes its tanh approximation", folder)
 
@@ -119,10 +138,21 @@ def _describe(writer: "gguf.GGUFWriter", config: ModelConfig, name: str, type: G
     writer.add_block_count(config.num_layers)
     writer.add_head_count(config.num_heads)
     writer.add_head_count_kv(config.num_kv_heads)
-    writer.add_layer_norm_eps(config.norm_eps)
+    if config.has_rms_norm:
+        writer.add_layer_norm_rms_eps(config.norm_eps)
+    else:
+        writer.add_layer_norm_eps(config.norm_eps)
+    if config.head_dim is not None:
+        writer.add_key_length(config.head_dim)
+        writer.add_value_length(config.head_dim)
     if config.rope_theta is not None:
         writer.add_rope_freq_base(config.rope_theta)
         writer.add_rope_dimension_count(config.head_size)
+    if (scaling := config.rope_scaling) is not None:
+        writer.add_rope_scaling_type(gguf.RopeScalingType(scaling.kind))
+        writer.add_rope_scaling_factor(scaling.factor)
+        if scaling.kind == "yarn":
+            writer.add_rope_scaling_orig_ctx_len(scaling.original_positions)
     writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{type.upper()}"])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
 
@@ -141,16 +171,28 @@ def _tensors(network: Transformer) -> Iterator[_Tensor]:
         module, _, kind = name.rpartition(".")
         is_linear = module.startswith("blocks.") and parameter.dim() == 2
         theirs = _their_name(module)
-        if theirs.endswith("attn_qkv") and config.family == "starcoder2":
+        if theirs.endswith("attn_qkv") and config.family != "gpt_bigcode":
             kv = config.num_kv_heads * config.head_size
-            parts = torch.split(parameter, [config.hidden_size, kv, kv])
+            parts = torch.split(parameter, [config.attention_size, kv, kv])
             names = [theirs.replace("qkv", letter) for letter in "qkv"]
+            if _ARCHITECTURES[config.family] == "llama":
+                heads = config.num_heads, config.num_kv_heads
+                parts = *(_turned(part, n) for part, n in zip(parts, heads, strict=False)), parts[2]
+        elif theirs.endswith("ffn_up") and config.is_gated:
+            parts, names = parameter.chunk(2), [theirs.replace("up", "gate"), theirs]
         else:
             parts, names = (parameter,), [theirs]
         for part_name, part in zip(names, parts, strict=True):
             yield _Tensor(f"{part_name}.{kind}", part, is_linear)
-            if is_linear and not config.has_qkv_bias:  # llama.cpp does not load without
+            if (
+                is_linear and config.family == "starcoder2" and not config.has_qkv_bias
+            ):  # llama.cpp does not load without
                 yield _Tensor(f"{part_name}.bias", torch.zeros(len(part)), is_linear=False)
+
+
+def _turned(rows: Tensor, heads: int) -> Tensor:
+    """llama.cpp rotates neighbours of a head where transformers rotates its halves."""
+    return rows.view(heads, 2, -1, *rows.shape[1:]).transpose(1, 2).reshape(rows.shape)
 
 
 def _their_name(module: str) -> str:
@@ -240,7 +282,10 @@ def _pre_tokenizer(document: dict[str, Any], path: Path) -> str:
         return "starcoder"
     if plain and kinds == ["ByteLevel"]:
         return "gpt-2"
+    for name, cuts in PRE_TOKENIZERS.items():
+        if patterns(steps) and patterns(cuts) == patterns(steps):
+            return name
     raise CheckpointError(
         f"'{path}' cuts text by {kinds}, for which llama.cpp has no name",
-        "supported: ByteLevel, with or without Digits (one by one) before it",
+        f"supported: ByteLevel, with or without Digits before it, and {', '.join(PRE_TOKENIZERS)}",
     )

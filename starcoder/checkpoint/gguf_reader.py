@@ -83,7 +83,7 @@ _WORDS = (
     r"|\s+(?!\S)|\s+"
 )
 # How text is cut, by llama.cpp's name. Source: the tokenizer.json of a model of each kind.
-_PRE_TOKENIZERS: dict[str, list[dict[str, object]]] = {
+PRE_TOKENIZERS: dict[str, list[dict[str, object]]] = {
     **{name: [_DIGITS, _GPT2] for name in ("starcoder", "refact", "smollm", "command-r", "codeshell")},
     **{name: [_GPT2] for name in ("gpt-2", "mpt", "olmo")},
     **{name: [_split(_WORDS % r"\p{N}"), _CUT] for name in ("qwen2", "deepseek-r1-qwen")},
@@ -94,6 +94,11 @@ _PRE_TOKENIZERS: dict[str, list[dict[str, object]]] = {
         _CUT,
     ],
 }
+
+
+def patterns(steps: list[dict[str, Any]]) -> list[str]:
+    """The regular expressions by which the steps of a pre-tokenizer cut text."""
+    return [step["pattern"]["Regex"] for step in steps if "Regex" in step.get("pattern", {})]
 
 
 def unpacked(path: Path) -> Path:
@@ -266,10 +271,10 @@ class _Metadata:
                 f"'{self.path}' has a tokenizer of kind {kind!r}; only byte-level BPE is read",
                 "take the checkpoint in safetensors, if it has a tokenizer.json of byte-level BPE",
             )
-        if cut not in _PRE_TOKENIZERS:
+        if cut not in PRE_TOKENIZERS:
             raise CheckpointError(
                 f"'{self.path}' cuts text as {cut!r}, which is not known here",
-                f"known: {', '.join(sorted(_PRE_TOKENIZERS))}",
+                f"known: {', '.join(sorted(PRE_TOKENIZERS))}",
             )
         texts, merges = self._get("tokenizer.ggml.tokens"), self._get("tokenizer.ggml.merges")
         types = self._get("tokenizer.ggml.token_type", [1] * len(texts))
@@ -284,7 +289,7 @@ class _Metadata:
             "version": "1.0",
             "added_tokens": added,
             "normalizer": {"type": "NFC"} if cut == "qwen2" else None,
-            "pre_tokenizer": {"type": "Sequence", "pretokenizers": _PRE_TOKENIZERS[cut]},
+            "pre_tokenizer": {"type": "Sequence", "pretokenizers": PRE_TOKENIZERS[cut]},
             "decoder": _BYTES,
             "model": {
                 "type": "BPE",
