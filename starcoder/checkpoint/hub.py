@@ -105,7 +105,9 @@ def _local(model: str | Path | None) -> Path | None:
     if folder.suffix == ".gguf" and folder.is_file():
         return unpacked(folder)
     if folder.exists():
-        raise CheckpointError(f"'{model}' is a file, not a checkpoint", "give its folder, or a .gguf file")
+        raise CheckpointError(
+            f"'{model}' is a file, not a checkpoint", "give the folder with it, or a .gguf file"
+        )
     if isinstance(model, str) and _HUB_ID.fullmatch(model):
         return None
     raise CheckpointError(
