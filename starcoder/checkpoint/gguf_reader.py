@@ -11,7 +11,6 @@ text is cut) and convert_hf_to_gguf.py (the order of rows of queries and keys).
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -147,8 +146,7 @@ def gguf_of(folder: Path) -> "GgufWeights | None":
 
 
 def _cache() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "starcoder" / "gguf"
+    return Path.home() / ".cache" / "starcoder" / "gguf"
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ EXPORTED = [name for name in VARIANTS if name not in ("llama-llama3-scaling", "m
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
 
 
 def make_file(variant, folder, type="f16"):

