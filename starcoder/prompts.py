@@ -69,6 +69,7 @@ class Prompt:
     tokens: tuple[int, ...]
     layout: Literal["l2r", "psm", "spm"]
     end_ids: frozenset[int]
+    num_open: int = 0  # last tokens that are the text before the cursor, which the completion continues
     newline: Literal["\n", "\r\n"] = "\n"  # line end of the user's file; the prompt and the model only use \n
     dropped: Dropped = Dropped()
 
@@ -130,10 +131,12 @@ def build(request: CompletionRequest, vocabulary: Vocabulary, *, budget: int) ->
     tokens = [*header.tags, *before.tokens]
     if layout != "l2r":
         tokens = sentinels.infill(layout, tokens, after.tokens)
+    num_before = len(before.tokens)
     return Prompt(
         tokens=(*header.repository, *files.tokens, *header.file, *tokens),
         layout=layout,
         end_ids=sentinels.end_ids,
+        num_open=num_before if tokens[len(tokens) - num_before :] == before.tokens else 0,
         newline=newline,
         dropped=Dropped(
             context=_dropped(request, header) + files.dropped, suffix=after.dropped, prefix=before.dropped

@@ -117,6 +117,8 @@ class CompletionRequest:
     tokens: tuple[int, ...] | None = None  # a prompt already encoded, used as it is instead of all above
     layout: Layout = "auto"
     """Order of an infill's parts: prefix-suffix-middle, suffix-prefix-middle, or the model's own."""
+    heal: bool = True
+    """Generate the tokens at the cursor again, so that the completion joins the text; not with `tokens`."""
     sampling: SamplingParams = SamplingParams()
     """Sampling"""
     session: str | None = None  # newest request of a session wins

@@ -7,7 +7,9 @@ is bytes, and text is those bytes joined.
 import codecs
 import json
 import re
+from bisect import bisect_left
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -144,13 +146,58 @@ class Tokenizer:
         except KeyError:  # not in the byte alphabet, so the text itself: as the library's own decoder has it
             return characters.encode()
 
-    def token_text(self, token: int) -> str:
-        """The token alone as text; U+FFFD stands for parts of characters."""
-        return self.decode([token])
+    @cached_property
+    def index(self) -> "TokenIndex":
+        """The ordinary tokens by their bytes; made at the first use, in a fifth of a second for 50,000."""
+        ordinary = (token for token in range(self.vocab_size) if token not in self._text_of_special)
+        return TokenIndex({token: self.token_bytes(token) for token in ordinary})
+
+    def pieces(self, text: str) -> list[int]:
+        """Bytes of each piece of text that is encoded apart from the others, in order: words, mostly."""
+        splitter = self._backend.pre_tokenizer
+        if splitter is None:
+            return [len(text.encode())]
+        spans = [span for _, span in splitter.pre_tokenize_str(text)]
+        return [len(text[start:end].encode()) for start, end in spans]
+
+    def token_text(self, token: int, skip: int = 0) -> str:
+        """The token alone as text, less its first `skip` bytes; U+FFFD stands for parts of characters."""
+        return self.token_bytes(token)[skip:].decode("utf-8", errors="replace")
 
     def stream(self) -> "StreamDecoder":
         """A decoder for one text that comes token by token."""
         return StreamDecoder(self)
+
+
+class TokenIndex:
+    """Tokens by their bytes: a trie, kept as a sorted list, in which a branch is a range."""
+
+    def __init__(self, bytes_of: dict[int, bytes]):
+        spelled = sorted((text, token) for token, text in bytes_of.items() if text)
+        self._texts = [text for text, _ in spelled]
+        self._tokens = [token for _, token in spelled]
+        self._longest = max(map(len, self._texts), default=0)
+
+    def spelling(self, text: bytes) -> list[int]:
+        """Tokens that can come first where `text` is spelled: those that begin it, and those it begins.
+
+        The work is proportional to the result and to the length of `text`, not to the vocabulary.
+        """
+        found: list[int] = []
+        for length in range(1, min(len(text), self._longest + 1)):
+            found += self._between(text[:length], text[:length] + b"\0")
+        return found + self._between(text, _successor(text))
+
+    def _between(self, low: bytes, high: bytes | None) -> list[int]:
+        """Tokens whose bytes are at least `low` and below `high`; None: no upper limit."""
+        start = bisect_left(self._texts, low)
+        return self._tokens[start : None if high is None else bisect_left(self._texts, high, start)]
+
+
+def _successor(text: bytes) -> bytes | None:
+    """The least text above all that begin with `text`."""
+    text = text.rstrip(b"\xff")
+    return text[:-1] + bytes([text[-1] + 1]) if text else None
 
 
 class StreamDecoder:
@@ -160,9 +207,9 @@ class StreamDecoder:
         self._tokenizer = tokenizer
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
-    def push(self, token: int) -> str:
-        """The text that this token completes; "" within a character."""
-        return self._decoder.decode(self._tokenizer.token_bytes(token))
+    def push(self, token: int, skip: int = 0) -> str:
+        """The text that this token completes, less its first `skip` bytes; "" within a character."""
+        return self._decoder.decode(self._tokenizer.token_bytes(token)[skip:])
 
     def flush(self) -> str:
         """What is held back when no more tokens come: "" or U+FFFD."""

@@ -114,15 +114,15 @@ class Pool:
 
     def grow(self, table: Table, start: int, end: int) -> bool:
         """Make tokens `start` to `end` of a sequence writable; False, and nothing changed, if blocks lack."""
-        missing = self.blocks_for(end) - len(table.blocks)
-        first = start // self.block_size
-        shared = first < len(table.blocks) and self._holders[table.blocks[first]] > 1
-        if missing + shared > self.num_available:
+        missing = max(0, self.blocks_for(end) - len(table.blocks))
+        written = range(start // self.block_size, min(self.blocks_for(end), len(table.blocks)))
+        shared = [at for at in written if self._holders[table.blocks[at]] > 1]
+        if missing + len(shared) > self.num_available:
             return False
-        if shared:
-            old = table.blocks[first]
+        for at in shared:
+            old = table.blocks[at]
             self._copy_to_end(old, table)
-            table.blocks[first] = table.blocks.pop()
+            table.blocks[at] = table.blocks.pop()
             self._drop(old)
         for _ in range(missing):
             table.blocks.append(self._take(table))
@@ -152,6 +152,12 @@ class Pool:
             self._drop(block)
         self._unreserve(table)
         table.blocks, table.key, table.num_published = [], ROOT, 0
+
+    def keep_branch(self, table: Table, tokens: Sequence[int], start: int) -> None:
+        """Let others find `tokens`, which the table's blocks hold until they are overwritten from `start`."""
+        branch = self.share(table)
+        has_copy = self.grow(branch, start, len(tokens))
+        self.release(branch, tokens, len(tokens) if has_copy else 0)
 
     def clear(self) -> None:
         """Forget all cached content."""

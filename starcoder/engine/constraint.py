@@ -5,6 +5,7 @@ is a beginning of what the grammar allows.
 """
 
 from collections import OrderedDict
+from collections.abc import Iterable, Mapping
 from threading import Lock
 from typing import TYPE_CHECKING
 
@@ -33,8 +34,9 @@ _MAX_COMPILED = 64  # grammars that are remembered: programs send the same schem
 class Constraint:
     """Follows one sample through its grammar."""
 
-    def __init__(self, matcher: "LLMatcher"):
-        self._matcher = matcher
+    def __init__(self, matcher: "LLMatcher", byte_tokens: Mapping[int, int]):
+        """`byte_tokens` are the tokens that spell a single byte."""
+        self._matcher, self._byte_tokens = matcher, byte_tokens
 
     @property
     def problem(self) -> str | None:
@@ -55,6 +57,21 @@ class Constraint:
         """Follow the sample to this token."""
         self._matcher.consume_token(token)
 
+    def accept_bytes(self, text: bytes) -> None:
+        """Follow the sample to the end of a token that began in the prompt."""
+        for byte in text:
+            self._matcher.consume_token(self._byte_tokens[byte])
+
+    def allows(self, texts: Iterable[bytes]) -> list[bool]:
+        """Which of these the completion may begin with."""
+        bias = self._matcher.compute_logit_bias()
+        first = {byte for byte, token in self._byte_tokens.items() if bias[token]}
+        return [not text or (text[0] in first and self._is_beginning(text)) for text in texts]
+
+    def _is_beginning(self, text: bytes) -> bool:
+        tokens = [self._byte_tokens[byte] for byte in text if byte in self._byte_tokens]
+        return len(tokens) == len(text) == self._matcher.validate_tokens(tokens)
+
 
 class Grammars:
     """Makes constraints for one vocabulary, which is indexed at the first use."""
@@ -62,6 +79,7 @@ class Grammars:
     def __init__(self, tokenizer: "Tokenizer"):
         self._tokenizer = tokenizer
         self._vocabulary: LLTokenizer | None = None
+        self._byte_tokens: dict[int, int] = {}
         self._compiled: OrderedDict[Grammar, LLMatcher] = OrderedDict()  # at their start, newest last
         self._lock = Lock()
 
@@ -81,7 +99,7 @@ class Grammars:
             self._compiled.move_to_end(grammar)
             if len(self._compiled) > _MAX_COMPILED:
                 self._compiled.popitem(last=False)
-            return Constraint(matcher.deep_copy())
+            return Constraint(matcher.deep_copy(), self._byte_tokens)
 
     def _compile(self, grammar: Grammar) -> "LLMatcher":
         """Raises: ConfigError, RequestError: as `constraint`."""
@@ -94,6 +112,7 @@ class Grammars:
         if self._vocabulary is None:
             view = _View(self._tokenizer)
             ends = [view.eos_token_id, *sorted(self._tokenizer.sentinels.end_ids - {view.eos_token_id})]
+            self._byte_tokens = {text[0]: token for token, text in enumerate(view.tokens) if len(text) == 1}
             self._vocabulary = LLTokenizer(TokenizerWrapper(view), eos_token=ends)
         matcher = LLMatcher(self._vocabulary, _source(grammar), log_level=0)
         begun = matcher.deep_copy()

@@ -15,6 +15,7 @@ from starcoder.engine import scheduler
 from starcoder.engine.blocks import Pool
 from starcoder.engine.cache import make_cache
 from starcoder.engine.drafts import Drafting
+from starcoder.engine.healing import Healing
 from starcoder.engine.intake import Intake, PreparedRequest
 from starcoder.engine.live import LiveRequest, LiveSample, Outbox
 from starcoder.engine.native import NativeRunner
@@ -235,7 +236,8 @@ class Engine:
             first = self._samples[segment.sequence]
             turns.append(_Turn(first, row, segment.draft, []))
             for twin in self._fork(first.request):
-                turns.append(_Turn(twin, row, (), []))
+                draft = segment.draft if twin.sequence.is_running else ()  # whose blocks it shares
+                turns.append(_Turn(twin, row, draft, []))
             row += segment.num_rows
         return turns
 
@@ -251,16 +253,26 @@ class Engine:
         for turn, token in zip(turns, drawn, strict=True):
             one, at = turn.sample, len(turn.drawn)
             turn.drawn.append(token.token)
-            chunk = one.take(token, now, self._tokenizer.token_text)
-            self._send(chunk, one)
-            self._counts.generated += 1
-            if chunk.finish_reason is None and turn.draft[at : at + 1] == (token.token,):
+            self._keep_prompt(turn, token.token)
+            chunk = one.take(token, now, self._tokenizer)
+            if chunk is not None:
+                self._send(chunk, one)
+                self._counts.generated += 1
+            has_ended = chunk is not None and chunk.finish_reason is not None
+            if not has_ended and turn.draft[at : at + 1] == (token.token,):
                 one.sequence.num_computed += 1
                 turn.row += 1
                 again.append(turn)
             else:
                 self._drafting.learn(one.sequence, turn.draft, turn.drawn)
         return again
+
+    def _keep_prompt(self, turn: _Turn, token: int) -> None:
+        """Where healing leaves the prompt's own tokens, keep what was computed of them for later prompts."""
+        one, left = turn.sample, turn.draft[len(turn.drawn) - 1 :]
+        if one.draw.healing is not None and one.draw.index == 0 and left and left[0] != token:
+            tokens = [*one.sequence.tokens, *left]
+            self._pool.keep_branch(one.sequence.table, tokens, len(one.sequence.tokens))
 
     # A request's life
 
@@ -287,11 +299,12 @@ class Engine:
         seed = randbits(63) if params.seed is None else params.seed
         live = LiveRequest(id_, name or id_, prepared, self._clock(), seed, params.n - 1)
         sequence = scheduler.Sequence(
-            list(prepared.prompt.tokens),
-            len(prepared.prompt.tokens),
-            params.max_tokens,
+            list(prepared.tokens),
+            len(prepared.tokens),
+            params.max_tokens + len(prepared.text_to_heal),
             rank=(-request.priority, self._counts.requests, 0),
             priority=request.priority,
+            draft=prepared.boundary.draft if prepared.boundary else (),
         )
         self._scheduler.add(sequence)
         if request.session is not None:
@@ -341,6 +354,8 @@ class Engine:
         draw = Draw(params, live.seed, index)
         if params.grammar is not None:
             draw.constraint = self._intake.grammars.constraint(params.grammar)
+        if live.prepared.text_to_heal:
+            draw.healing = Healing(live.prepared.text_to_heal, self._tokenizer)
         joined = LiveSample(live, sequence, stopper, draw)
         live.samples.append(joined)
         self._drafting.start(sequence, draw)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from starcoder.engine.constraint import Grammars
+from starcoder.engine.healing import Boundary, find_boundary
 from starcoder.engine.sessions import SessionPlan, Sessions
 from starcoder.errors import RequestError
 from starcoder.prompts import Prompt, build
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 # A prompt that is cut to fit leaves this share of the context to the completion.
 _COMPLETION_SHARE = 4
 
+# Tokens that are kept free for healing, in a context of 256 and more.
+_HEALING_MARGIN = 16
+
 
 @dataclass(frozen=True, slots=True)
 class PreparedRequest:
@@ -26,6 +30,17 @@ class PreparedRequest:
     request: CompletionRequest  # as its sender has it, but for a lowered `max_tokens`
     plan: SessionPlan
     prompt: Prompt
+    boundary: Boundary | None = None  # where the prompt is cut back to be healed; None: not at all
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """What is computed before the first token is drawn."""
+        return self.prompt.tokens if self.boundary is None else self.boundary.tokens
+
+    @property
+    def text_to_heal(self) -> bytes:
+        """The end of the prompt that has to be generated again, at most a token for each byte."""
+        return b"" if self.boundary is None else self.boundary.text
 
 
 class Intake:
@@ -70,7 +85,10 @@ class Intake:
         if fit:
             least = 1 if request.tokens is not None else length // _COMPLETION_SHARE
             reserved = min(reserved, max(1, least))
-        prompt = build(plan.request, self._tokenizer, budget=length - reserved)
+        heals = request.heal and request.tokens is None
+        # A text may take more tokens when it is generated again than its own.
+        margin = min(_HEALING_MARGIN, length // 16) if heals else 0
+        prompt = build(plan.request, self._tokenizer, budget=length - reserved - margin)
         if not all(0 <= token < self._vocab_size for token in prompt.tokens):
             raise RequestError(
                 f"the prompt has a token outside the vocabulary of {self._vocab_size}",
@@ -78,7 +96,12 @@ class Intake:
             )
         if params.grammar is not None:
             self.grammars.constraint(params.grammar)  # its faults must show now
-        max_tokens = min(params.max_tokens, length - len(prompt.tokens))
+        boundary = find_boundary(prompt.tokens, prompt.num_open, self._tokenizer) if heals else None
+        if boundary is not None and len(boundary.tokens) + len(boundary.text) + reserved > length:
+            boundary = None
+        prepared = PreparedRequest(request, plan, prompt, boundary)
+        num_prompt = max(len(prompt.tokens), len(prepared.tokens) + len(prepared.text_to_heal))
+        max_tokens = min(params.max_tokens, length - num_prompt)
         if max_tokens < params.max_tokens:
             request = replace(request, sampling=replace(params, max_tokens=max_tokens))
-        return PreparedRequest(request, plan, prompt)
+        return replace(prepared, request=request)

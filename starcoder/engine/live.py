@@ -1,8 +1,8 @@
 """What the engine keeps of a request while it runs: its samples, their progress and times, and its chunks."""
 
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from starcoder.engine.intake import PreparedRequest
 from starcoder.engine.sampling import Draw, Drawn
@@ -10,6 +10,9 @@ from starcoder.engine.scheduler import Sequence
 from starcoder.engine.sessions import Answer
 from starcoder.engine.stopping import Stopper
 from starcoder.request import Chunk, FinishReason, TokenLogprob, Usage
+
+if TYPE_CHECKING:
+    from starcoder.tokenizer import Tokenizer
 
 
 @dataclass(eq=False, slots=True)
@@ -23,23 +26,32 @@ class LiveSample:
     first_token_at: float | None = None
     text: str = ""  # handed out so far
 
-    def take(self, drawn: Drawn, now: float, token_text: Callable[[int], str]) -> Chunk:
-        """The chunk that a drawn token brings; the token joins the sequence unless the sample ends."""
+    def take(self, drawn: Drawn, now: float, tokenizer: "Tokenizer") -> Chunk | None:
+        """The chunk that a drawn token brings; None if it only spells the end of the prompt again.
+
+        The token joins the sequence unless the sample ends.
+        """
+        token, new = drawn.token, self.draw.accept(drawn.token)
+        if new == b"":
+            self.sequence.tokens.append(token)
+            return None
+        skip = 0 if new is None else len(tokenizer.token_bytes(token)) - len(new)
         if self.first_token_at is None:
             self.first_token_at = now
         if self.draw.constraint is not None and self.draw.constraint.problem is not None:
             return self.end("error", now)  # the token was drawn from what no grammar allows
-        outcome = self.stopper.push(drawn.token)
+        outcome = self.stopper.push(token, skip)
         logprobs: tuple[TokenLogprob, ...] = ()
         if drawn.logprob is not None and outcome.is_kept:
-            logprobs = (TokenLogprob(drawn.token, token_text(drawn.token), drawn.logprob, drawn.top),)
+            text = tokenizer.token_text(token, skip)
+            logprobs = (TokenLogprob(token, text, drawn.logprob, drawn.top),)
         if outcome.finish_reason is None:
-            self.sequence.tokens.append(drawn.token)
+            self.sequence.tokens.append(token)
         return Chunk(
             request_id=self.request.name,
             index=self.draw.index,
             text=outcome.text,
-            tokens=(drawn.token,) if outcome.is_kept else (),
+            tokens=(token,) if outcome.is_kept else (),
             logprobs=logprobs,
             finish_reason=outcome.finish_reason,
             stop=outcome.stop,

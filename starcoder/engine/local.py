@@ -38,6 +38,7 @@ class Options(TypedDict, total=False):
     repo: str | None
     extras: tuple[ContextFile, ...]
     layout: Layout
+    heal: bool
     session: str | None
     priority: int
     max_tokens: int

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from starcoder.engine.constraint import Constraint
+from starcoder.engine.healing import Healing
 from starcoder.request import SamplingParams
 
 _GREEDY = 1e-5  # temperatures up to here draw the best token; below, logits / temperature would overflow
@@ -30,6 +31,8 @@ class Draw:
     counts_V: Tensor | None = None  # how often each token was generated
     seen_V: Tensor | None = None  # whether each token is in the prompt or was generated
     constraint: Constraint | None = None  # what a grammar allows next
+    healing: Healing | None = None  # the end of the prompt, while it is not spelled again
+    num_healed: int = 0  # drawn tokens that spelled nothing else; they are the prompt's
 
     @property
     def has_penalties(self) -> bool:
@@ -39,7 +42,25 @@ class Draw:
     @property
     def is_greedy(self) -> bool:
         """Whether the best token of the model's own distribution is always drawn."""
-        return self.params.temperature <= _GREEDY and not self.has_penalties and self.constraint is None
+        plain = self.constraint is None and self.healing is None
+        return self.params.temperature <= _GREEDY and not self.has_penalties and plain
+
+    def accept(self, token: int) -> bytes | None:
+        """Follow the sample to a drawn token. What a token that heals brings; None from others: all of it."""
+        healing = self.healing
+        if healing is None:
+            if self.constraint is not None:
+                self.constraint.accept(token)
+            return None
+        new = healing.beyond(token)
+        healing.accept(token)
+        if healing.is_done:
+            self.healing = None
+        if not new:
+            self.num_healed += 1
+        elif self.constraint is not None:
+            self.constraint.accept_bytes(new)
+        return new
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +83,42 @@ def sample(
     `tokens[row]` is the row's prompt and what was generated, the last `num_drawn` of them drawn here.
     `best` has the most likely token of each row where that is known already.
     """
-    if best is not None and all(draw.is_greedy and draw.params.logprobs is None for draw in draws):
-        for draw in draws:
-            draw.num_drawn += 1
-        return [Drawn(token) for token in best]
+    chosen, others = [0] * len(draws), []
+    for row, draw in enumerate(draws):
+        if draw.healing is not None:
+            chosen[row] = _heal(logits_BV[row], draw, draw.healing)
+        elif best is not None and draw.is_greedy:
+            chosen[row] = best[row]
+        else:
+            others.append(row)
+    if others:
+        rest_RV = logits_BV if len(others) == len(draws) else logits_BV[others]
+        found = _choose(rest_RV, [draws[row] for row in others], [tokens[row] for row in others])
+        for row, token in zip(others, found, strict=True):
+            chosen[row] = token
+    for draw in draws:
+        draw.num_drawn += 1
+    result = [Drawn(token) for token in chosen]
     wanted = [row for row, draw in enumerate(draws) if draw.params.logprobs is not None]
-    logprobs_BV = logits_BV[wanted].float().log_softmax(-1) if wanted else None
+    if wanted:
+        logprobs_RV = logits_BV[wanted].float().log_softmax(-1)
+        _add_logprobs(result, wanted, logprobs_RV, [draws[row].params.logprobs or 0 for row in wanted])
+    return result
+
+
+def _heal(logits_V: Tensor, draw: Draw, healing: Healing) -> int:
+    """A token among the few that spell the end of the prompt; penalties wait until it is spelled."""
+    allowed_K = healing.allowed().to(logits_V.device)
+    if draw.constraint is not None:
+        beyond = map(healing.beyond, allowed_K.tolist())
+        allowed_K = allowed_K[torch.tensor(draw.constraint.allows(beyond), device=logits_V.device)]
+    logits_1K = logits_V[allowed_K][None]
+    at = logits_1K.argmax(-1) if draw.params.temperature <= _GREEDY else _draw(logits_1K.float(), [draw])
+    return int(allowed_K[at])
+
+
+def _choose(logits_BV: Tensor, draws: Sequence[Draw], tokens: Sequence[Sequence[int]]) -> list[int]:
+    """Penalties, then grammars, then the best token or one drawn at random."""
     penalized = [row for row, draw in enumerate(draws) if draw.has_penalties]
     constrained = [(row, draw.constraint) for row, draw in enumerate(draws) if draw.constraint is not None]
     if penalized or constrained:
@@ -82,14 +133,8 @@ def sample(
         drawn_B[noisy] = _draw(logits_BV[noisy].float(), [draws[row] for row in noisy])
     for row in penalized:
         _remember(draws[row], drawn_B[row])
-    for draw in draws:
-        draw.num_drawn += 1
-    result = [Drawn(token) for token in drawn_B.tolist()]
-    for row, constraint in constrained:
-        constraint.accept(result[row].token)
-    if logprobs_BV is not None:
-        _add_logprobs(result, wanted, logprobs_BV, [draws[row].params.logprobs or 0 for row in wanted])
-    return result
+    found: list[int] = drawn_B.tolist()
+    return found
 
 
 def _penalize(logits_V: Tensor, draw: Draw, tokens: Sequence[int]) -> Tensor:
@@ -97,7 +142,7 @@ def _penalize(logits_V: Tensor, draw: Draw, tokens: Sequence[int]) -> Tensor:
     p = draw.params
     if draw.counts_V is None or draw.seen_V is None:
         ids = torch.tensor(tokens, dtype=torch.long, device=logits_V.device)
-        generated = ids[len(tokens) - draw.num_drawn :]
+        generated = ids[len(tokens) - draw.num_drawn + draw.num_healed :]
         draw.counts_V = torch.bincount(generated, minlength=logits_V.size(0)).to(logits_V.dtype)
         draw.seen_V = torch.zeros_like(logits_V, dtype=torch.bool)
         draw.seen_V[ids] = True

@@ -161,7 +161,7 @@ class Scheduler:
         end = min(len(sequence.tokens), start + plan.budget)
         if start == end:
             return
-        if end - start == 1 and self._plan_draft(sequence, plan):
+        if end == len(sequence.tokens) and self._plan_draft(sequence, plan):
             return
         while not self.pool.grow(sequence.table, start, end):
             victim = self.running[-1]
@@ -171,11 +171,11 @@ class Scheduler:
         plan.add(Segment(sequence, start, end))
 
     def _plan_draft(self, sequence: Sequence, plan: _Plan) -> bool:
-        """Plan a decoding sequence with its draft, if that is at nobody's expense."""
+        """Plan the rest of a sequence with its draft, if that is at nobody's expense."""
         start = sequence.num_computed
         draft = sequence.draft[: self.max_step_tokens // len(self.running) - 1]
-        end = start + 1 + len(draft)
-        if not draft or end - start > plan.budget or start + 1 < len(sequence.tokens):
+        end = len(sequence.tokens) + len(draft)
+        if not draft or end - start > plan.budget:
             return False
         # Each running sequence may want a block and a copy of one in this step.
         missing = self.pool.blocks_for(end) - len(sequence.table.blocks)

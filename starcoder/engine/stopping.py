@@ -20,7 +20,7 @@ from starcoder.request import FinishReason, PostprocessRule, SamplingParams
 class Decoder(Protocol):
     """Turns tokens into text piece by piece; `tokenizer.StreamDecoder` is one."""
 
-    def push(self, token: int) -> str: ...
+    def push(self, token: int, skip: int = 0) -> str: ...
     def flush(self) -> str: ...
 
 
@@ -72,13 +72,14 @@ class Stopper:
         """The postprocess rules that took text away, once the sample has ended."""
         return tuple(stage.name for stage in self._filters if stage.is_trimmed)
 
-    def push(self, token: int) -> TokenOutcome:
+    def push(self, token: int, skip: int = 0) -> TokenOutcome:
+        """Take a token, whose first `skip` bytes are the prompt's."""
         if token in self._params.stop_ids:
             return TokenOutcome(self.end("stop"), False, "stop", token)
         if token in self._end_ids:
             return TokenOutcome(self.end("eos"), False, "eos")
         self._num_kept += 1
-        text = self._decoder.push(token)
+        text = self._decoder.push(token, skip)
         is_last = self._num_kept == self._params.max_tokens
         if is_last:  # half a character turns into U+FFFD, which may itself complete a stop string
             text += self._decoder.flush()

@@ -11,6 +11,7 @@ from starcoder.engine.settings import EngineSettings
 from starcoder.layouts import Sentinels
 from starcoder.model import Transformer, causal
 from starcoder.request import CompletionRequest, SamplingParams
+from starcoder.tokenizer import TokenIndex
 
 VOCAB = 97
 
@@ -39,8 +40,8 @@ def make_model(variant: str = "multi-query", *, seed: int = 0) -> Transformer:
 
 
 class LetterStream:
-    def push(self, token: int) -> str:
-        return Letters.text(token)
+    def push(self, token: int, skip: int = 0) -> str:
+        return Letters.text(token)[skip:]
 
     def flush(self) -> str:
         return ""
@@ -62,8 +63,18 @@ class Letters:
     def decode(self, ids: Sequence[int]) -> str:
         return "".join(map(self.text, ids))
 
-    def token_text(self, token: int) -> str:
-        return self.text(token)
+    def token_text(self, token: int, skip: int = 0) -> str:
+        return self.text(token)[skip:]
+
+    def token_bytes(self, token: int) -> bytes:
+        return self.text(token).encode()
+
+    @property
+    def index(self) -> TokenIndex:
+        return TokenIndex({token: self.token_bytes(token) for token in range(1, VOCAB)})
+
+    def pieces(self, text: str) -> list[int]:
+        return [1] * len(text)
 
     def stream(self) -> LetterStream:
         return LetterStream()
