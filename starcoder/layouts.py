@@ -258,6 +258,7 @@ class Sentinels:
     gh_stars: int | None = None
     file_sep: int | None = None  # separates the files of a repository
     end_ids: frozenset[int]  # a generation ends at any of these
+    own_ends: tuple[int, ...] = ()  # of them, those that the checkpoint's own configuration names
 
     @property
     def layout(self) -> FamilyLayout:

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 MARKER = "<FILL_HERE>"
 
-AUTO_LAYOUT: FimOrder = "psm"  # what layout="auto" means until both are measured on `nano`
+# What layout="auto" means where the family was trained on both. Single held-out lines, nano: SPM,
+# healed, completes 11 % exactly; PSM none, since it does not end in the text at the cursor.
+AUTO_LAYOUT: FimOrder = "spm"
 
 # Below this many tokens for prefix and suffix together no completion is worth its time.
 MIN_TEXT_TOKENS = 8

@@ -3,14 +3,16 @@
 Every wire dialect is a codec of these values; they hold no tensors and import no torch.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from numbers import Integral, Real
 from typing import Literal, Protocol, get_args
 
 from starcoder.errors import RequestError
 
 Layout = Literal["auto", "psm", "spm"]
-# "error": the grammar cannot be followed any further, such as beyond a limit of its parser.
+# "error": the grammar cannot be followed any further, or the logits are not finite; `Chunk.error` says so.
 FinishReason = Literal["eos", "stop", "length", "deadline", "abort", "error"]
 StopAt = Literal["line", "block", "function", "indent"]
 GrammarKind = Literal["json_schema", "regex", "gbnf", "lark"]
@@ -25,18 +27,69 @@ class Grammar:
     text: str  # a JSON schema, a regular expression, or a grammar in the notation of `kind`
 
 
+def _is_whole(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_tuple_of(check: Callable[[object], bool]) -> Callable[[object], bool]:
+    return lambda value: isinstance(value, tuple) and all(map(check, value))
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_bias(value: object) -> bool:
+    return isinstance(value, tuple) and len(value) == 2 and _is_whole(value[0]) and _is_number(value[1])
+
+
+# How a field's annotation is checked. Others have their own checks, as the words of a Literal do.
+_TYPES: dict[str, tuple[Callable[[object], bool], str]] = {
+    "int": (_is_whole, "a whole number"),
+    "float": (_is_number, "a finite number"),
+    "bool": (lambda value: isinstance(value, bool), "True or False"),
+    "str": (_is_text, "text"),
+    "tuple[str, ...]": (_is_tuple_of(_is_text), "a tuple of texts"),
+    "tuple[int, ...]": (_is_tuple_of(_is_whole), "a tuple of whole numbers"),
+    "tuple[tuple[int, float], ...]": (_is_tuple_of(_is_bias), "pairs of a token and a finite number"),
+}
+
+
+def _check_types(values: "SamplingParams | CompletionRequest") -> None:
+    """Raises: RequestError: a field that holds another type than it names."""
+    for field in fields(values):
+        annotation = str(getattr(field.type, "__name__", field.type) if field.type in _PLAIN else field.type)
+        kind, _, none = annotation.partition(" | ")
+        value = getattr(values, field.name)
+        if kind not in _TYPES or (none == "None" and value is None):
+            continue
+        check, expected = _TYPES[kind]
+        if not check(value):
+            raise RequestError(f"{field.name} is {value!r}; expected {expected}")
+
+
+_PLAIN = (int, float, bool, str)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SamplingParams:
     """How tokens are chosen and when they end. Validated when made: `RequestError` names the field."""
 
     max_tokens: int = 64
-    """Maximum number of tokens to generate."""
+    """Maximum number of tokens to generate; -1 until the model ends or the context is full."""
     temperature: float = 0.0
     """0 always takes the most probable token; higher values vary more."""
     top_p: float = 1.0
     """Sample from the smallest set of tokens whose probabilities add up to this."""
     top_k: int = 0
     """Sample from this many of the most probable tokens; 0 means all."""
+    min_p: float = 0.0
+    """Drop tokens less probable than this share of the most probable one's; 0 is off."""
+    logit_bias: tuple[tuple[int, float], ...] = ()  # (token, added to its score)
     repetition_penalty: float = 1.0
     """Divide the scores of tokens that already occur by this; 1 is off."""
     frequency_penalty: float = 0.0
@@ -51,7 +104,11 @@ class SamplingParams:
     """Stop before a line that is indented by fewer characters."""
     max_lines: int | None = None
     """Maximum number of lines; the rest of the cursor's line is the first."""
-    stop_ids: tuple[int, ...] = ()  # in addition to the family's own end tokens
+    stop_ids: tuple[int, ...] = ()  # in addition to the model's own end tokens
+    include_stop: bool = False
+    """Keep the stop string at the end of the text."""
+    min_tokens: int = 0
+    """Number of tokens before which no end token and none of `stop_ids` ends the text."""
     ignore_eos: bool = False
     """Continue after the model's end-of-text token; stop strings still apply."""
     seed: int | None = None
@@ -71,7 +128,12 @@ class SamplingParams:
             if not holds:
                 raise RequestError(f"{field} is {getattr(self, field)!r}; expected {expected}")
 
-        need(self.max_tokens >= 1, "max_tokens", "at least 1")
+        _check_types(self)
+        need(self.max_tokens >= 1 or self.max_tokens == -1, "max_tokens", "at least 1, or -1 (until the end)")
+        need(0 <= self.min_p <= 1, "min_p", "between 0 and 1")
+        need(all(-100 <= bias <= 100 for _, bias in self.logit_bias), "logit_bias", "between -100 and 100")
+        at_most = self.min_tokens if self.max_tokens == -1 else self.max_tokens
+        need(0 <= self.min_tokens <= at_most, "min_tokens", "between 0 and max_tokens")
         need(self.temperature >= 0, "temperature", "0 (greedy) or more")
         need(0 < self.top_p <= 1, "top_p", "above 0 and at most 1")
         need(self.top_k >= 0, "top_k", "0 (off) or more")
@@ -90,7 +152,7 @@ class SamplingParams:
         need(
             self.grammar is None or not self.ignore_eos,
             "ignore_eos",
-            "False beside a grammar, which ends by it",
+            "False with a grammar, which ends by it",
         )
         need(self.deadline_at in ("token", "line"), "deadline_at", "token or line")
 
@@ -126,6 +188,9 @@ class CompletionRequest:
     postprocess: tuple[PostprocessRule, ...] | None = None  # rules that trim; "auto": those that suit
 
     def __post_init__(self) -> None:
+        _check_types(self)
+        if self.layout not in get_args(Layout):
+            raise RequestError(f"layout is {self.layout!r}; expected one of {', '.join(get_args(Layout))}")
         known = get_args(PostprocessRule)
         for rule in self.postprocess or ():
             if rule not in known:
@@ -166,6 +231,7 @@ class Chunk:
     finish_reason: FinishReason | None = None
     stop: str | int | None = None  # the stop string or stop id that ended it
     usage: Usage | None = None
+    error: str = ""  # with finish_reason "error": what is wrong with the model; "": the grammar is at fault
     trimmed: tuple[str, ...] = ()  # on a last chunk: the postprocess rules that took something away
 
 

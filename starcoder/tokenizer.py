@@ -9,6 +9,7 @@ import json
 import re
 from bisect import bisect_left
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,10 +45,12 @@ class Tokenizer:
         special: dict[str, int],
         vocab_size: int,
         chat_template: str | None = None,
+        own_ends: frozenset[int] = frozenset(),
     ):
         """`backend` must not know the `special` texts: user text goes through it as it is.
 
-        `vocab_size` is one more than the largest id, special ones included.
+        `vocab_size` is one more than the largest id, special ones included. `own_ends` end a generation, in
+        addition to the family's sentinels.
 
         Raises:
             CheckpointError: no end-of-text token, or only some of the infilling sentinels.
@@ -58,7 +61,8 @@ class Tokenizer:
         self._text_of_special = {id: text for text, id in special.items()}
         longest_first = sorted(special, key=len, reverse=True)
         self._split_special = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
-        self._sentinels = Sentinels.resolve(special.get)
+        found = Sentinels.resolve(special.get)
+        self._sentinels = replace(found, end_ids=found.end_ids | own_ends, own_ends=tuple(sorted(own_ends)))
         self.vocab_size = vocab_size
 
     @classmethod
@@ -83,7 +87,13 @@ class Tokenizer:
                 f"{str(path)!r} cannot be read: {error}", "it may be damaged; download it again"
             ) from None
         vocab_size = 1 + max(0, *document["model"]["vocab"].values(), *special.values())
-        return cls(backend, special=special, vocab_size=vocab_size, chat_template=own_source(folder))
+        return cls(
+            backend,
+            special=special,
+            vocab_size=vocab_size,
+            chat_template=own_source(folder),
+            own_ends=_own_ends(folder),
+        )
 
     @property
     def sentinels(self) -> Sentinels:
@@ -214,6 +224,26 @@ class StreamDecoder:
     def flush(self) -> str:
         """What is held back when no more tokens come: "" or U+FFFD."""
         return self._decoder.decode(b"", final=True)
+
+
+def _own_ends(folder: Path) -> frozenset[int]:
+    """`eos_token_id` of config.json and generation_config.json, an id or several: both count.
+
+    Raises:
+        CheckpointError: something else than ids.
+    Source: transformers: generation/utils.py, which stops at any of generation_config's.
+    """
+    found: set[int] = set()
+    for name in ("config.json", "generation_config.json"):
+        path = folder / name
+        value = read_json(path).get("eos_token_id") if path.is_file() else None
+        ids = [] if value is None else value if isinstance(value, list) else [value]
+        if not all(isinstance(id, int) and not isinstance(id, bool) and id >= 0 for id in ids):
+            raise CheckpointError(
+                f"{str(path)!r} says eos_token_id {value!r}", "it must be a token id or a list of them"
+            )
+        found |= set(ids)
+    return frozenset(found)
 
 
 def _require_byte_level(document: dict[str, Any], path: Path) -> None:

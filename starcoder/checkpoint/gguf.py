@@ -254,6 +254,9 @@ def _add_sentinels(writer: "gguf.GGUFWriter", tokenizer: Tokenizer) -> None:
     writer.add_bos_token_id(sentinels.eos)
     writer.add_eos_token_id(sentinels.eos)
     writer.add_unk_token_id(sentinels.eos)
+    turn_ends = [id for id in sentinels.own_ends if id != sentinels.eos]
+    if turn_ends:
+        writer.add_eot_token_id(turn_ends[-1])
     writer.add_add_bos_token(False)
     for key, id in (
         (keys.FIM_PRE_ID, sentinels.fim_prefix),

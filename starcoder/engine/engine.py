@@ -17,7 +17,7 @@ from starcoder.engine.cache import make_cache
 from starcoder.engine.drafts import Drafting
 from starcoder.engine.healing import Healing
 from starcoder.engine.intake import Intake, PreparedRequest
-from starcoder.engine.live import LiveRequest, LiveSample, Outbox
+from starcoder.engine.live import NOT_FINITE, NOT_FINITE_HINT, LiveRequest, LiveSample, Outbox
 from starcoder.engine.native import NativeRunner
 from starcoder.engine.runner import Logits, Runner
 from starcoder.engine.sampling import Draw, Drawn, sample
@@ -25,7 +25,7 @@ from starcoder.engine.scheduler import Scheduler, Segment
 from starcoder.engine.sessions import Ahead, Answer, SessionPlan, Sessions
 from starcoder.engine.settings import EngineSettings, EngineStats
 from starcoder.engine.stopping import CursorContext, Stopper
-from starcoder.errors import CapacityError, RequestError
+from starcoder.errors import CapacityError, CheckpointError, RequestError
 from starcoder.model import Transformer
 from starcoder.request import Chunk, CompletionRequest, FinishReason, Usage
 
@@ -173,6 +173,7 @@ class Engine:
 
         Raises:
             RequestError: a request can never be served; those before it are then aborted too.
+            CheckpointError: the model produced logits that are not finite.
         """
         todo = deque(enumerate(requests))
         boxes: dict[str, deque[Chunk]] = {}
@@ -187,7 +188,10 @@ class Engine:
                 self._advance()
                 for request_id, box in list(boxes.items()):
                     while box:
-                        yield box.popleft()
+                        chunk = box.popleft()
+                        if chunk.error:
+                            raise CheckpointError(chunk.error, NOT_FINITE_HINT)
+                        yield chunk
                     if request_id not in self._live:
                         self._outbox.close(request_id)
                         del boxes[request_id]
@@ -204,6 +208,7 @@ class Engine:
             logits = self._run(segments)
             turns = self._turns(segments)
             while turns:
+                turns = self._without_failures(turns, logits)
                 turns = self._hand_out(turns, self._sample(turns, logits))
 
     def _schedule(self) -> list[Segment]:
@@ -240,6 +245,15 @@ class Engine:
                 turns.append(_Turn(twin, row, draft, []))
             row += segment.num_rows
         return turns
+
+    def _without_failures(self, turns: Sequence[_Turn], logits: Logits) -> list[_Turn]:
+        """The turns whose logits are numbers; the others' samples end with an error."""
+        finite = logits.of([turn.row for turn in turns]).are_finite()
+        for turn, is_finite in zip(turns, finite, strict=True):
+            if not is_finite:
+                self._drafting.learn(turn.sample.sequence, turn.draft, [*turn.drawn, 0])
+                self._send(turn.sample.end("error", self._clock(), NOT_FINITE), turn.sample)
+        return [turn for turn, is_finite in zip(turns, finite, strict=True) if is_finite]
 
     def _sample(self, turns: Sequence[_Turn], logits: Logits) -> list[Drawn]:
         rows = logits.of([turn.row for turn in turns])
@@ -351,7 +365,7 @@ class Engine:
             rules=request.postprocess or (),
         )
         stopper = Stopper(params, self._tokenizer.stream(), end_ids=prompt.end_ids, cursor=cursor)
-        draw = Draw(params, live.seed, index)
+        draw = Draw(params, live.seed, index, prompt.end_ids | set(params.stop_ids))
         if params.grammar is not None:
             draw.constraint = self._intake.grammars.constraint(params.grammar)
         if live.prepared.text_to_heal:
@@ -381,7 +395,7 @@ class Engine:
         one.text += chunk.text
         if chunk.finish_reason is None:
             return
-        if chunk.finish_reason != "abort":
+        if chunk.finish_reason not in ("abort", "error"):
             if is_ahead:
                 self._sessions.prepared(one.answer(chunk))
             else:

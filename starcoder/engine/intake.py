@@ -67,6 +67,11 @@ class Intake:
     def check(self, request: CompletionRequest, *, fit: bool) -> None:
         """Raises: RequestError: no prompt could make the request fit."""
         length, max_tokens = self._context_length, request.sampling.max_tokens
+        for token, _ in request.sampling.logit_bias:
+            if not 0 <= token < self._vocab_size:
+                raise RequestError(
+                    f"logit_bias names token {token}, outside the vocabulary of {self._vocab_size}"
+                )
         if not fit and max_tokens >= length:
             raise RequestError(
                 f"max_tokens {max_tokens} leaves no prompt room in a context of {length}",
@@ -81,6 +86,8 @@ class Intake:
     def build(self, request: CompletionRequest, plan: SessionPlan, *, fit: bool = False) -> PreparedRequest:
         """The rest of `prepare`. Raises: RequestError, ConfigError: as `prepare`."""
         params, length = request.sampling, self._context_length
+        if params.max_tokens == -1:
+            params, fit = replace(params, max_tokens=length), True
         reserved = params.max_tokens
         if fit:
             least = 1 if request.tokens is not None else length // _COMPLETION_SHARE
@@ -102,6 +109,6 @@ class Intake:
         prepared = PreparedRequest(request, plan, prompt, boundary)
         num_prompt = max(len(prompt.tokens), len(prepared.tokens) + len(prepared.text_to_heal))
         max_tokens = min(params.max_tokens, length - num_prompt)
-        if max_tokens < params.max_tokens:
+        if max_tokens != request.sampling.max_tokens:
             request = replace(request, sampling=replace(params, max_tokens=max_tokens))
         return replace(prepared, request=request)

@@ -14,6 +14,9 @@ from starcoder.request import Chunk, FinishReason, TokenLogprob, Usage
 if TYPE_CHECKING:
     from starcoder.tokenizer import Tokenizer
 
+NOT_FINITE = "the model produced logits that are not finite: NaN or infinity"
+NOT_FINITE_HINT = "its weights are damaged, or overflow in this dtype: try float32 or another checkpoint"
+
 
 @dataclass(eq=False, slots=True)
 class LiveSample:
@@ -59,13 +62,14 @@ class LiveSample:
             trimmed=self.stopper.trimmed if outcome.finish_reason is not None else (),
         )
 
-    def end(self, reason: FinishReason, now: float) -> Chunk:
+    def end(self, reason: FinishReason, now: float, error: str = "") -> Chunk:
         """The last chunk of a sample that ends from outside, with the text that was held back."""
         return Chunk(
             request_id=self.request.name,
             index=self.draw.index,
             text=self.stopper.end(reason),
             finish_reason=reason,
+            error=error,
             usage=self._usage(now),
             trimmed=self.stopper.trimmed,
         )

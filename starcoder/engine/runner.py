@@ -21,6 +21,11 @@ class Logits:
     values: Tensor  # (B, V)
     best: Sequence[int] | None = None  # the most likely token of each row, where the runner knows it
 
+    def are_finite(self) -> list[bool]:
+        """Whether each row holds numbers alone, and so says something."""
+        found: list[bool] = torch.isfinite(self.values.amax(-1)).tolist()
+        return found
+
     def of(self, rows: Sequence[int]) -> "Logits":
         """Of these rows; one may be wanted more than once."""
         if len(rows) == len(self.values) and all(row == at for at, row in enumerate(rows)):

@@ -27,6 +27,7 @@ class Draw:
     params: SamplingParams
     seed: int
     index: int = 0  # which of the request's n samples
+    end_ids: frozenset[int] = frozenset()  # that would end the sample; see `min_tokens`
     num_drawn: int = 0
     counts_V: Tensor | None = None  # how often each token was generated
     seen_V: Tensor | None = None  # whether each token is in the prompt or was generated
@@ -40,9 +41,15 @@ class Draw:
         return p.repetition_penalty != 1 or p.frequency_penalty != 0 or p.presence_penalty != 0
 
     @property
+    def is_early(self) -> bool:
+        """Whether nothing may end the sample yet."""
+        return self.num_drawn - self.num_healed < self.params.min_tokens and self.constraint is None
+
+    @property
     def is_greedy(self) -> bool:
         """Whether the best token of the model's own distribution is always drawn."""
-        plain = self.constraint is None and self.healing is None
+        plain = self.constraint is None and self.healing is None and not self.params.logit_bias
+        plain = plain and not self.is_early
         return self.params.temperature <= _GREEDY and not self.has_penalties and plain
 
     def accept(self, token: int) -> bytes | None:
@@ -118,11 +125,19 @@ def _heal(logits_V: Tensor, draw: Draw, healing: Healing) -> int:
 
 
 def _choose(logits_BV: Tensor, draws: Sequence[Draw], tokens: Sequence[Sequence[int]]) -> list[int]:
-    """Penalties, then grammars, then the best token or one drawn at random."""
+    """Biases, early ends, penalties and grammars, then the best token or one drawn at random."""
     penalized = [row for row, draw in enumerate(draws) if draw.has_penalties]
     constrained = [(row, draw.constraint) for row, draw in enumerate(draws) if draw.constraint is not None]
-    if penalized or constrained:
+    biased = [row for row, draw in enumerate(draws) if draw.params.logit_bias]
+    early = [row for row, draw in enumerate(draws) if draw.is_early]
+    if penalized or constrained or biased or early:
         logits_BV = logits_BV.clone()
+    for row in biased:
+        ids, values = zip(*draws[row].params.logit_bias, strict=True)
+        logits_BV[row, list(ids)] += torch.tensor(values, dtype=logits_BV.dtype, device=logits_BV.device)
+    for row in early:
+        ends = [token for token in draws[row].end_ids if token < logits_BV.size(-1)]
+        logits_BV[row, ends] = float("-inf")
     for row in penalized:
         logits_BV[row] = _penalize(logits_BV[row], draws[row], tokens[row])
     for row, constraint in constrained:
@@ -159,7 +174,7 @@ def _remember(draw: Draw, token: Tensor) -> None:
 
 
 def _draw(logits_BV: Tensor, draws: Sequence[Draw]) -> Tensor:
-    """Temperature, then top-k, then top-p, then the inverse of the cumulative distribution."""
+    """Temperature, then top-k, top-p and min-p, then the inverse of the cumulative distribution."""
     device = logits_BV.device
     temperature_B1 = torch.tensor([[draw.params.temperature] for draw in draws], device=device)
     logits_BV = logits_BV - logits_BV.amax(-1, keepdim=True)  # so that a tiny temperature cannot overflow
@@ -170,6 +185,9 @@ def _draw(logits_BV: Tensor, draws: Sequence[Draw]) -> Tensor:
     p_BV = logits_BV.softmax(-1)
     if any(draw.params.top_p < 1 for draw in draws):
         p_BV = _keep_top_p(p_BV, torch.tensor([[draw.params.top_p] for draw in draws], device=device))
+    if any(draw.params.min_p for draw in draws):
+        min_p_B1 = torch.tensor([[draw.params.min_p] for draw in draws], device=device)
+        p_BV = torch.where(p_BV >= min_p_B1 * p_BV.amax(-1, keepdim=True), p_BV, 0.0)
     sums_BV = p_BV.cumsum(-1, dtype=torch.float64)  # in float32, 49,152 sums lose the last tokens
     noise_B1 = torch.tensor([[uniform(draw)] for draw in draws], dtype=torch.float64, device=device)
     # `right` steps over tokens of probability 0; noise below 1 keeps the target below the last sum.

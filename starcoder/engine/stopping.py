@@ -80,7 +80,7 @@ class Stopper:
             return TokenOutcome(self.end("eos"), False, "eos")
         self._num_kept += 1
         text = self._decoder.push(token, skip)
-        is_last = self._num_kept == self._params.max_tokens
+        is_last = self._num_kept >= self._params.max_tokens
         if is_last:  # half a character turns into U+FFFD, which may itself complete a stop string
             text += self._decoder.flush()
         text, stop = self._stops.push(self._unify(text))
@@ -88,6 +88,7 @@ class Stopper:
         if has_ended:
             return TokenOutcome(self._restore(text), True, "stop")
         if stop is not None:
+            text += stop if self._params.include_stop else ""
             return TokenOutcome(self._restore(text + self._drain("")), True, "stop", self._originals[stop])
         if is_last:
             return TokenOutcome(self._restore(text + self._drain(self._flush_stops())), True, "length")

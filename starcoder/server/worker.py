@@ -330,7 +330,10 @@ class Worker:
         error = None
         if any(chunk.finish_reason == "abort" for _, chunk in running.pending):
             error = _cancelled(running.was_cancelled)
-        if any(chunk.finish_reason == "error" for _, chunk in running.pending):
+        broken = next((chunk for _, chunk in running.pending if chunk.finish_reason == "error"), None)
+        if broken is not None and broken.error:
+            error = HTTPError(broken.error, status=500, kind="generation")
+        elif broken is not None:
             error = HTTPError(
                 "the answer cannot follow its grammar any further",
                 "send a simpler grammar or schema",
