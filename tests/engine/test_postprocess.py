@@ -145,7 +145,7 @@ def test_auto_is_every_rule_for_infilling_and_loop_alone_for_continuing():
 class Characters:
     """A decoder whose tokens are code points."""
 
-    def push(self, token):
+    def push(self, token, skip=0):
         return chr(token)
 
     def flush(self):

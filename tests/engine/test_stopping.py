@@ -61,7 +61,7 @@ class Bytes:
     def __init__(self):
         self._held = b""
 
-    def push(self, token):
+    def push(self, token, skip=0):
         self._held += bytes([token])
         try:
             text = self._held.decode()
