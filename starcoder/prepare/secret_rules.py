@@ -1,7 +1,4 @@
-"""Rules for secrets of a known format: keys of services, private keys, tokens, passwords in URLs.
-
-Formats are those that the services document or that their own push protection looks for.
-"""
+"""What secrets look like: randomness, placeholders; rules for keys and passwords in their own syntax."""
 
 import math
 import re
@@ -9,24 +6,26 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-_EDGE, _END = r"(?<![A-Za-z0-9_])", r"(?![A-Za-z0-9_])"
 _PLACEHOLDER = re.compile(
     r"example|placeholder|change_?me|your[_-]?|x{4}|\*{3}|dummy|sample|redacted|\.\.\.|0{8}|12345678|abcdef"
-    r"|^[<{$%\[(]|[>}]$|\{\}|\$\{|\{\{|%s|%\(|^(none|null|true|false|undefined|todo)$",
+    r"|^[<{$%\[(]|[>}]$|\{\}|\$\{|\{\{|%s|%\(|^(none|null|true|false|undefined|todo)$|^enc[\[(]|^!vault",
     re.IGNORECASE,
 )
 _PIECES = re.compile(r"[A-Z]?[a-z]+|[A-Z]+|[0-9]+")
 _VOWELS = frozenset("aeiouyAEIOUY")
+_UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One secret: where it stands, in characters of the original text, and never what it is."""
+    """One secret: where it is, in characters of the original text, and never what it is."""
 
     kind: str
     start: int
     end: int
     replacement: str
+    rule: str = ""  # the rule's name; the kind if empty
+    is_bare: bool = False  # without quotes, where a mask may not be syntax
 
     @property
     def is_secret(self) -> bool:
@@ -47,6 +46,18 @@ def looks_random(value: str) -> bool:
     return in_words <= 0.5 * alphanumerics
 
 
+def is_unmistakable(value: str) -> bool:
+    """Whether no name, word, version or host could be written so: long, mixed and random."""
+    return (
+        len(value) >= 12
+        and re.search(r"[._:/-]", value.strip("._:/-")) is None
+        and any(map(str.isdigit, value))
+        and any(map(str.isalpha, value))
+        and looks_random(value)
+        and entropy(value) >= 3
+    )
+
+
 def entropy(value: str) -> float:
     """Bits a character, by the value's own frequencies."""
     counts = Counter(value).values()
@@ -62,23 +73,46 @@ def _is_real(value: str) -> bool:
     return not is_placeholder(value)
 
 
+def _always(_: str) -> bool:
+    return True
+
+
 def _is_random(value: str) -> bool:
     return not is_placeholder(value) and looks_random(value)
 
 
-def _always(value: str) -> bool:
-    return True
+def _is_connection_password(value: str) -> bool:
+    words = ("pass", "passwd", "password", "pwd", "pw", "secret", "token", "port", "user", "host")
+    return (
+        not is_placeholder(value)
+        and value.lower() not in words
+        and not re.fullmatch(r"[A-Z]+_[A-Z_]+", value)
+    )
+
+
+def _is_mixed(value: str) -> bool:
+    kinds = (any(map(str.isdigit, value)), any(map(str.islower, value)), any(map(str.isupper, value)))
+    return not is_placeholder(value) and all(kinds) and looks_random(value) and entropy(value) >= 3.8
+
+
+def _is_login(value: str) -> bool:
+    return (
+        not is_placeholder(value)
+        and len(value) >= 4
+        and value.lower() not in ("pass", "password", "passwd", "secret")
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A format: `words`, one of which is in every match, in lower case, and the pattern of the secret."""
+    """`words`, one of which is in every match, in lower case, and the pattern of the secret."""
 
     kind: str
     words: tuple[str, ...]
     pattern: re.Pattern[str]
     accepts: Callable[[str], bool] = _is_real
     replacement: str = "<KEY>"
+    is_bare: bool = False
 
     def find(self, text: str, lower: str) -> Iterator[Finding]:
         """Matches, whose secret is the group of that name or the whole."""
@@ -86,72 +120,46 @@ class Rule:
             return
         group = "secret" if "secret" in self.pattern.groupindex else 0
         for match in self.pattern.finditer(text):
-            if self.accepts(match[group]):
-                yield Finding(self.kind, *match.span(group), self.replacement)
+            if match[group] and self.accepts(match[group]):
+                yield Finding(self.kind, *match.span(group), self.replacement, is_bare=self.is_bare)
 
 
-def _rule(kind: str, words: str, pattern: str, accepts: Callable[[str], bool] = _is_real) -> Rule:
-    return Rule(kind, tuple(words.split()), re.compile(_EDGE + pattern + _END), accepts)
+def _command(words: str, pattern: str) -> Rule:
+    """A password on a command line: REST stands for what is between, on one continued line."""
+    pattern = pattern.replace(" REST", r"(?:[^\n\\;|]|\\\n){0,300}?[ \t]")
+    return Rule("password", tuple(words.split()), re.compile(pattern), _is_login, "<PASSWORD>", True)
 
 
+# Between the lines of a key: line ends, quotes, joints of string literals, comment signs, indentation.
+_JOINT = r"(?:\\[rn]|[\s\"'`,;#>|*]|[\"']\s{0,40}\+)"
 RULES: tuple[Rule, ...] = (
     Rule(
         "private_key",
         ("private key",),
         re.compile(
             r"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----"
-            r"(?:\\[rn]|\s|[\"'+,])*(?P<secret>(?:[^-]|-(?!----)){32,20000}?)"
-            r"(?=(?:\\[rn]|\s|[\"'+,])*(?:-----END|\Z))"
+            rf"(?>{_JOINT}*)(?:(?:Proc-Type|DEK-Info|Version|Comment|Hash|Charset): [^\n\\]{{0,100}}"
+            rf"(?>{_JOINT}*))*"
+            rf"(?P<secret>[A-Za-z0-9+/=]{{20,}}(?:(?>{_JOINT}*)[A-Za-z0-9+/=]{{20,}})*"
+            rf"(?:(?>{_JOINT}*)[A-Za-z0-9+/=]{{1,76}}(?=(?>{_JOINT}*)(?:=[A-Za-z0-9+/]{{4}}(?>{_JOINT}*))?-----END))?)"
         ),
         _always,
     ),
-    _rule("aws", "akia asia", r"A(?:KI|SI)A[A-Z0-9]{16}"),
-    _rule("github", "ghp_ gho_ ghu_ ghs_ ghr_", r"gh[pousr]_[A-Za-z0-9]{36,255}"),
-    _rule("github", "github_pat_", r"github_pat_[A-Za-z0-9_]{50,255}"),
-    _rule("gitlab", "glpat- glptt- gldt- glrt- glsoat-", r"gl(?:pat|ptt|dt|rt|soat)-[A-Za-z0-9_-]{20,80}"),
-    _rule("slack", "xox xapp-", r"(?:xox[abeoprs]|xapp)-[A-Za-z0-9-]{10,250}"),
-    _rule("slack", "hooks.slack.com", r"hooks\.slack\.com/services/(?P<secret>T\w+/B\w+/\w{16,})"),
-    _rule(
-        "discord", "discord", r"discord(?:app)?\.com/api/webhooks/(?P<secret>\d{17,20}/[A-Za-z0-9_-]{60,80})"
+    Rule(
+        "private_key",
+        ("ls0tls1crudjti",),
+        re.compile(r"LS0tLS1CRUdJTi[A-Za-z0-9+/]{40,}={0,2}"),
+        _always,
     ),
-    _rule(
-        "discord",
-        "discord bot",
-        r"[MNO][A-Za-z0-9_-]{23,27}\.[A-Za-z0-9_-]{6}\.[A-Za-z0-9_-]{27,38}",
-        _is_random,
+    Rule(
+        "jwt",
+        ("eyj",),
+        re.compile(
+            r"(?<![A-Za-z0-9_])eyJ[A-Za-z0-9_-]{8,}\.eyJ[A-Za-z0-9_-]{8,}(?:\.[A-Za-z0-9_-]{16,})?"
+            r"(?![A-Za-z0-9_])"
+        ),
+        _always,
     ),
-    _rule("stripe", "_live_ _test_", r"[srp]k_(?:live|test)_[A-Za-z0-9]{16,250}"),
-    _rule("stripe", "whsec_", r"whsec_[A-Za-z0-9+/]{24,}={0,2}"),
-    _rule("google", "aiza", r"AIza[A-Za-z0-9_-]{35}"),
-    _rule("google", "gocspx-", r"GOCSPX-[A-Za-z0-9_-]{24,32}"),
-    _rule("google", "ya29.", r"ya29\.[A-Za-z0-9_-]{20,}"),
-    _rule("openai", "sk-", r"sk-(?:[a-z]+[0-9]*-){0,3}[A-Za-z0-9_-]{20,200}", _is_random),
-    _rule("hugging_face", "hf_", r"hf_[A-Za-z0-9]{30,40}", _is_random),
-    _rule("package_index", "npm_", r"npm_[A-Za-z0-9]{36}"),
-    _rule("package_index", "pypi-", r"pypi-[A-Za-z0-9_-]{50,250}"),
-    _rule("sendgrid", "sg.", r"SG\.[A-Za-z0-9_-]{16,32}\.[A-Za-z0-9_-]{16,64}"),
-    # The edge comes second: a pattern that begins with letters is searched ten times as fast.
-    Rule("twilio", ("sk",), re.compile(r"SK(?<![A-Za-z0-9_]SK)[0-9a-f]{32}" + _END)),
-    Rule("twilio", ("ac",), re.compile(r"AC(?<![A-Za-z0-9_]AC)[0-9a-f]{32}" + _END)),
-    _rule("mail", "key-", r"key-[0-9a-f]{32}"),
-    _rule("mail", "-us", r"[0-9a-f]{32}-us[0-9]{1,2}"),
-    _rule("telegram", ":aa", r"[0-9]{8,10}:AA[A-Za-z0-9_-]{33}"),
-    _rule(
-        "azure", "accountkey= accesskey=", r"(?:Account|SharedAccess)Key=(?P<secret>[A-Za-z0-9+/]{40,}={0,2})"
-    ),
-    _rule("digitalocean", "_v1_", r"do[opr]_v1_[0-9a-f]{64}"),
-    _rule("shopify", "shpat_ shpca_ shppa_ shpss_", r"shp(?:at|ca|pa|ss)_[0-9a-fA-F]{32}"),
-    _rule(
-        "api_key",
-        "dapi dckr_pat_ hvs. hvb. sq0 lin_api_ glc_ glsa_ nrak- atatt3 gsk_ r8_ figd_ pmak- dp.pt. sbp_ "
-        "age-secret-key-1 .atlasv1. eaacedeose0cba ntn_",
-        r"(?:dapi[0-9a-f]{32}|dckr_pat_[A-Za-z0-9_-]{27}|hv[sb]\.[A-Za-z0-9_-]{24,}|sq0[a-z]{3}-[A-Za-z0-9_-]{22,43}"
-        r"|lin_api_[A-Za-z0-9]{40}|gl(?:c|sa)_[A-Za-z0-9+/=_]{32,}|NRAK-[A-Z0-9]{27}|ATATT3[A-Za-z0-9_=-]{50,}"
-        r"|gsk_[A-Za-z0-9]{48,}|r8_[A-Za-z0-9]{37}|figd_[A-Za-z0-9_-]{36,}|PMAK-[0-9a-f]{24}-[0-9a-f]{34}"
-        r"|dp\.pt\.[A-Za-z0-9]{40,}|sbp_[0-9a-f]{40}|AGE-SECRET-KEY-1[A-Z0-9]{58}|ntn_[A-Za-z0-9]{40,}"
-        r"|[A-Za-z0-9]{14}\.atlasv1\.[A-Za-z0-9_=-]{60,}|EAACEdEose0cBA[A-Za-z0-9]+)",
-    ),
-    _rule("jwt", "eyj", r"eyJ[A-Za-z0-9_-]{8,}\.eyJ[A-Za-z0-9_-]{8,}(?:\.[A-Za-z0-9_-]{16,})?", _always),
     Rule(
         "authorization",
         ("bearer ", "basic ", "authorization"),
@@ -165,13 +173,17 @@ RULES: tuple[Rule, ...] = (
         "connection",
         ("://",),
         re.compile(
-            r"://[^\s:/@\"'<>]{0,64}:(?P<secret>[^\s/\"'<>{}$%*][^\s/\"'<>{}]{2,127})"
+            r"://[^\s:/@\"'<>]{0,64}:(?P<secret>[^\s/\"'<>{}$%*][^\s/\"'<>{}]{2,255})"
             r"@(?=[A-Za-z0-9_.\[{$-])(?![^\s/\"'<>]*@)"
         ),
-        lambda value: (
-            not is_placeholder(value)
-            and value.lower() not in ("pass", "passwd", "password", "pwd", "pw", "secret", "token", "port")
-        ),
+        _is_connection_password,
+        "<PASSWORD>",
+    ),
+    Rule(
+        "connection",
+        ("://",),
+        re.compile(r"://(?P<secret>[A-Za-z0-9_-]{20,255})@(?=[A-Za-z0-9_.-]+)(?![\w.-]*sentry)"),
+        _is_random,
         "<PASSWORD>",
     ),
     Rule(
@@ -181,4 +193,80 @@ RULES: tuple[Rule, ...] = (
         _always,
         "<PASSWORD>",
     ),
+    Rule(
+        "aws",
+        ("akia", "asia"),
+        re.compile(
+            r"(?<![A-Z0-9])A[KS]IA[A-Z0-9<>]{1,16}[\s\S]{1,200}?(?<![A-Za-z0-9/+=])"
+            r"(?P<secret>[A-Za-z0-9/+]{40})(?![A-Za-z0-9/+=])"
+        ),
+        _is_random,
+    ),
+    Rule(
+        "password",
+        ("variable",),
+        re.compile(
+            r"variable\s+\"[\w-]*(?i:password|passwd|passphrase|secret|token|api_?key|_key"
+            r"|_pass)[\w-]*\"\s*\{"
+            r"[^{}]{0,400}?\bdefault\s*=\s*\"(?P<secret>[^\"\n$]{4,4096})\""
+        ),
+        _is_login,
+        "<PASSWORD>",
+    ),
+    Rule(
+        "password",
+        ("login ",),
+        re.compile(r"\blogin\s+\S{1,80}\s+(?:password|passwd)\s+(?P<secret>\S{4,200})"),
+        _is_login,
+        "<PASSWORD>",
+        True,
+    ),
+    Rule(
+        "password",
+        (":",),
+        re.compile(r"^[\w.*-]+:(?:\d{2,5}|\*):[\w*-]+:[\w*-]+:(?P<secret>[^\s:]{6,128})$", re.MULTILINE),
+        _is_login,
+        "<PASSWORD>",
+    ),
 )
+_QUOTED_TOKEN = re.compile(r"[\"'](?P<secret>[A-Za-z0-9+/_=-]{20,128})[\"']")
+_CALL = re.compile(
+    r"(?i:(?P<strong>client|connection|twilio|algoliasearch)|connect|login|auth|authenticate|credentials?|account|signer"
+    r"|sdk|api)\([^()\n]{0,200}\Z"
+)
+
+
+def find_arguments(text: str) -> Iterator[Finding]:
+    """Keys that a call takes as they are: Client("AC...", "..."), S3Connection(...)."""
+    for match in _QUOTED_TOKEN.finditer(text):
+        value = match["secret"]
+        is_hex = re.fullmatch(r"[0-9a-f]{32,64}", value) is not None
+        if not is_hex and not _is_mixed(value):
+            continue
+        call = _CALL.search(text, max(0, match.start() - 240), match.start())
+        if call and (not is_hex or (call["strong"] and _is_random(value))):
+            yield Finding("argument", *match.span("secret"), "<KEY>")
+
+
+COMMANDS: tuple[Rule, ...] = (
+    _command("curl wget http", r"\b(?:curl|wget|http|https)\b REST(?:-u|--user|-a|--auth|--proxy-user)"
+        r"(?:[ =]|\b)[\"']?[\w.@\\-]+:(?P<secret>[^\s\"'$<>]{3,200})"),
+    _command("mysql mariadb mysqldump mysqladmin", r"\b(?:mysql\w*|mariadb\w*)\b REST-p"
+        r"(?P<secret>[^\s\"'$<>=-][^\s\"'$<>]{3,100})"),
+    _command("login sshpass redis-cli mongo ldap sqlcmd sqlplus az helm svn", r"\b(?:docker|podman"
+        r"|buildah|skopeo|crane|oc|az|helm|nerdctl)\b(?:[^\n\\;|]|\\\n){0,80}?\blogin\b REST(?:-p"
+        r"|--password)[ =](?P<secret>[^\s\"'$<>-][^\s\"'$<>]{3,200})"),
+    _command("sshpass", r"\bsshpass REST?-p[ ]?[\"']?(?P<secret>[^\s\"'$<>-][^\s\"'$<>]{2,100})"),
+    _command("redis-cli", r"\bredis-cli\b REST(?:-a|--pass)[ =][\"']?"
+        r"(?P<secret>[^\s\"'$<>-][^\s\"'$<>]{3,200})"),
+    _command("mongo", r"\bmongo\w*\b REST-p[ =]?[\"']?(?P<secret>[^\s\"'$<>-][^\s\"'$<>]{3,100})"),
+    _command("ldap", r"\bldap(?:search|modify|add|whoami|passwd)\b REST-w[ ]?[\"']?"
+        r"(?P<secret>[^\s\"'$<>-][^\s\"'$<>]{3,100})"),
+    _command("sqlcmd bcp", r"\b(?:sqlcmd|bcp|osql)\b REST-P[ ]?[\"']?"
+        r"(?P<secret>[^\s\"'$<>-][^\s\"'$<>]{3,100})"),
+    _command("-pass", r"-pass(?:in|out|word|wd)?[ =:]{1,2}(?:pass:)?[\"']?(?P<secret>(?!env:|file:"
+        r"|stdin|pass:|in\b|out\b)[^\s\"'$<>=-][^\s\"'$<>]{4,100})"),
+    _command("smbclient rpcclient mount", r"\b(?:smbclient|rpcclient)\b REST(?:-U"
+        r"|--user)[ =]?[\"']?[\w.\\/-]+%(?P<secret>[^\s\"'$<>]{3,100})"),
+    _command("/user:", r"\bnet use REST/user:[\w.\\-]+[ ](?P<secret>[^\s\"'$<>/]{4,100})"),
+)  # fmt: skip
