@@ -79,7 +79,6 @@ def _lines(rule: dict[str, Any]) -> list[str]:
 
 def _python(pattern: str) -> str:
     pattern = pattern.replace(_END, r"(?![\w+/=-])")
-    pattern = re.sub(r"(?<!\\)\[\[(?!:)", r"[\\[", pattern)  # an opening bracket in a set
     if pattern.startswith(_BEFORE):
         pattern = "(?i)" + pattern[len(_BEFORE) :]
     pattern = python_pattern(pattern)

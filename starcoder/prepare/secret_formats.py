@@ -93,8 +93,15 @@ def read_formats(path: Path) -> tuple[Format, ...]:
 
 
 def python_pattern(pattern: str) -> str:
-    """A Go pattern in Python's notation: options inside count to the end of their group."""
+    """A Go pattern in Python's notation: POSIX's sets, and options that count to the end of a group."""
     pattern = pattern.replace("\\z", "\\Z")
+    for name, signs in (
+        ("alnum", "A-Za-z0-9"),
+        ("alpha", "A-Za-z"),
+        ("digit", "0-9"),
+        ("xdigit", "0-9A-Fa-f"),
+    ):
+        pattern = pattern.replace(f"[:{name}:]", signs)
     at = pattern.find("(?i)", 1)
     while at > 0:
         depth, end = 0, at + 4
