@@ -67,6 +67,12 @@ _QUOTED = re.compile(
     r"|`(?P<back>[^`\\\n]{4,8192})`|\\\"(?P<escaped>[^\"\\\n]{4,8192})\\\""
 )
 _BARE = re.compile(r"(?P<bare>[^\s\"'`<>{}\[\],;\\]{6,8192})(?=[\s\"',;<&)\]}]|\\n|\\r|$)")
+# Keys that are secrets by their name; others may be those of tables and caches.
+_STRONG_KEY = re.compile(
+    r"(?:api|access|auth|secret|private|app|application|service|license|account|master|encrypt\w*|sign\w*|client"
+    r"|consumer|webhook|admin|deploy|openai|security)[_.-]?key$",
+    re.IGNORECASE,
+)
 _LONG = re.compile(r"[^\s\"'`<>{}\[\],;\\]{256,}")
 _BLOCK = re.compile(
     r":[ \t]*[|>][+-]?\d?[ \t]*(?:#[^\n]*)?\n(?P<lines>(?:[ \t]+[^\n]*(?:\n|$)|[ \t]*\n){1,60})"
@@ -131,7 +137,7 @@ def _value_after(
     tail = _TAIL.match(text, end)
     after = tail.end() if tail else end
     rest = text[end:after]
-    is_weak = word == "key" and re.fullmatch(r"(?:[\w.-]*[_.-])?key", name, re.IGNORECASE) is not None
+    is_weak = word == "key" and not _STRONG_KEY.search(name)
     if _OTHER_NAME.search(name) or (rest and _OTHER_TAIL.match(rest)):
         return
     block = _BLOCK.match(text, after)
