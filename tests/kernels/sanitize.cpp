@@ -72,11 +72,15 @@ static std::vector<float> network(void *space, const char *isa, int32_t kind, in
   const std::vector<float> ones = floats(D), zeros = floats(D), frequencies = floats(head_size / 2);
   const Matrix embed(kind, V, D, 32, false), positions(SC_INT8, 400, D, 32, false);
   const Matrix qkv(kind, (N + 2 * kv) * head_size, D, 32), out(kind, D, D, 32, false);
-  const Matrix up(kind, inner, D, 64), down(kind, D, inner, 64);
-  const ScBlock block{ones.data(), zeros.data(), ones.data(), zeros.data(), qkv.linear, out.linear, up.linear, down.linear};
+  const bool llama = rotary && kv == 2;  // RMSNorm, norms of queries and keys, and a gate
+  const Matrix up(kind, inner * (llama ? 2 : 1), D, 64), down(kind, D, inner, 64);
+  const float *norm_bias = llama ? nullptr : zeros.data(), *head_norm = llama ? ones.data() : nullptr;
+  const ScBlock block{ones.data(), norm_bias,  ones.data(), norm_bias, head_norm,
+                      head_norm,   qkv.linear, out.linear,  up.linear, down.linear};
   const ScBlock layers[L] = {block, block};
-  const ScModel model{L, D, inner, N, kv, head_size, window, rotary, 1e-5f, rotary ? frequencies.data() : nullptr,
-                      embed.linear, positions.linear, embed.linear, ones.data(), zeros.data(), layers};
+  const ScModel model{L, D, inner, N, kv, head_size, window, llama ? SC_SILU : rotary ? SC_GELU_TANH : SC_GELU,
+                      llama, 1e-5f, 1.f, rotary ? frequencies.data() : nullptr, embed.linear, positions.linear,
+                      embed.linear, ones.data(), norm_bias, layers};
   const int64_t layer = (int64_t)blocks * block_size * kv * head_size;
   std::vector<float> keys(L * layer, NAN), values(L * layer, NAN);
   std::vector<int32_t> tables(2 * 34);
@@ -94,7 +98,7 @@ static std::vector<float> network(void *space, const char *isa, int32_t kind, in
     const std::vector<int32_t> count(step, step + 2), past(pasts, pasts + 2);
     std::vector<float> logits(rows.size() * V);
     std::vector<int32_t> best(rows.size());
-    const ScStep now{total, 2, (int32_t)rows.size(), block_size, 34, tokens.data(), places.data(), count.data(), past.data(),
+    const ScStep now{total, 2, (int32_t)rows.size(), block_size, blocks, 34, tokens.data(), places.data(), count.data(), past.data(),
                      tables.data(), keys.data(), values.data(), layer, rows.data(), nullptr, logits.data(), best.data()};
     if (sc_step(space, isa, 3, &model, &now)) abort();
     all.insert(all.end(), logits.begin(), logits.end());
