@@ -92,6 +92,7 @@ _COMMON_TOPS = frozenset(
         "io",
     ]
 )
+_COMMON_DOMAIN = re.compile(rf"(?i)(?:[\w-]+\.)+(?:{'|'.join(sorted(_COMMON_TOPS))})(?=\.)")
 _ENCLOSED = re.compile(
     r"(?:[\"'`<(]|mailto:|e-?mail\W{1,4}|contact\W{1,3}|author\w*\W{1,4}[\w .]{0,40}|to:\s?|from:\s?"
     r"|by:?\s[\w .]{0,40})\Z",
@@ -301,6 +302,11 @@ def _emails(text: str) -> Iterator[Finding]:
         local = _LOCAL.search(text, max(0, at - 64), at) if domain else None
         if domain and local and _is_email(text, local, domain):
             yield Finding("email", local.start(), domain.end(), "<EMAIL>")
+        elif domain and local and (known := _COMMON_DOMAIN.match(domain[0])):
+            # A file's ending or a sentence's next word came behind the address.
+            whole = _DOMAIN.match(text, at + 1, at + 1 + known.end())
+            if whole and _is_email(text, local, whole):
+                yield Finding("email", local.start(), whole.end(), "<EMAIL>")
         at = text.find("@", at + 1)
 
 

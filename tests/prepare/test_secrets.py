@@ -71,6 +71,8 @@ def test_findings_and_counts_never_hold_the_secret():
     [
         ("mail bob@corp.io now", "mail <EMAIL> now"),
         ("mail bob@example.com now", "mail bob@example.com now"),
+        ("jane.roe@corp.net.bin", "<EMAIL>.bin"),
+        ("y = x@W.to(d)", "y = x@W.to(d)"),
         ("git clone git@github.com:org/repo.git", "git clone git@github.com:org/repo.git"),
         ("y = a@b.T + c@d.transpose()", "y = a@b.T + c@d.transpose()"),
         ("# Author: Jane Q. Doe <jane@doe.org>", "# Author: <NAME> <<EMAIL>>"),
