@@ -9,8 +9,9 @@ from itertools import groupby
 from pathlib import Path
 from string import Template
 
-from starcoder.evaluate.results import Difference, Result, differ
+from starcoder.evaluate.results import Difference, Result, differ, environment
 from starcoder.evaluate.samples import Sample
+from starcoder.evaluate.scores import failures
 
 _TEMPLATE = Path(__file__).parent / "report.html"
 _MOST_ANSWERS = 5  # different ones shown of a problem and a run
@@ -39,7 +40,7 @@ def _task(task: str, results: Sequence[Result]) -> str:
             _scores(results),
             *(_comparison(base, other, difference) for other, difference in differences),
             _about(results),
-            _tools(is_compared=bool(differences)),
+            _tools(results, is_compared=bool(differences)),
             *_problems(results, [difference for _, difference in differences]),
             "</section>",
         ]
@@ -85,23 +86,28 @@ def _comparison(base: Result, other: Result, difference: Difference) -> str:
 
 
 def _about(results: Sequence[Result]) -> str:
-    rows = [["run", "recipe", "seed", "dtype", "data", "isolation"]]
+    rows = [["run", "recipe", "seed", "dtype", "data", "isolation", "made"]]
     for result in results:
         about = result.about
-        walls = "nothing was run"
+        layers = "nothing was run"
         if result.isolation is not None:
             missing = result.isolation.missing
-            walls = ", ".join(result.isolation.reached) + (
+            layers = ", ".join(result.isolation.reached) + (
                 f"; missing: {', '.join(missing)}" if missing else ""
             )
         recipe = f"{about.recipe.name} {about.recipe.hash}"
+        made = ", ".join(f"{name} {value}" for name, value in environment().items() if value)
         data = f"{about.data_origin} {about.data_sha256[:12]}"
-        rows.append([result.name, recipe, str(about.seed), about.dtype, data, walls])
+        rows.append([result.name, recipe, str(about.seed), about.dtype, data, layers, made])
     return f"<details><summary>How it was run</summary>{_table(rows)}</details>"
 
 
-def _tools(*, is_compared: bool) -> str:
-    states = [("", "all"), ("passed", "passed"), ("failed", "failed"), *([("flip", "flipped")] * is_compared)]
+def _tools(results: Sequence[Result], *, is_compared: bool) -> str:
+    """Buttons that show problems by what became of them, and by kind of failure."""
+    states = [("", "all"), ("passed", "passed"), ("partly", "partly passed"), ("failed", "failed")]
+    states += [("flip", "flipped")] * is_compared
+    kinds = failures(one.verdict for result in results for one in result.samples if one.verdict)
+    states += [(kind, f"{kind} ({count})") for kind, count in kinds.items()]
     buttons = "".join(
         f'<button data-state="{state}" aria-pressed="{"false" if state else "true"}">{label}</button> '
         for state, label in states
@@ -121,10 +127,15 @@ def _problems(results: Sequence[Result], differences: Sequence[Difference]) -> l
         if problem.id not in asked:
             continue
         share = [some.get(problem.id) for some in shares]
-        state = "passed" if share[-1] == 1 else "failed"
+        last = share[-1]
+        state = "passed" if last == 1 else "partly" if last else "failed"
+        kinds = {
+            sample.verdict.kind
+            for sample in results[-1].samples
+            if sample.problem == problem.id and sample.verdict and not sample.verdict.passed
+        }
         marks = " ".join(
-            f'<span class="{"good" if one else "bad"}">{"-" if one is None else percent(one)}</span>'
-            for one in share
+            f'<span class="{_color(one)}">{"-" if one is None else percent(one)}</span>' for one in share
         )
         answers = "".join(
             f"<h3>{escape(result.name)}</h3>" * (len(results) > 1)
@@ -143,7 +154,7 @@ def _problems(results: Sequence[Result], differences: Sequence[Difference]) -> l
         )
         rows.append(
             f'<details id="{_anchor(problem.id, base)}" data-name="{escape(problem.id.lower())}"'
-            f' data-state="{state}{" flip" if problem.id in flipped else ""}">'
+            f' data-state="{" ".join([state, *sorted(kinds)])}{" flip" if problem.id in flipped else ""}">'
             f"<summary><code>{escape(problem.id)}</code> <span class=right>{marks}</span></summary>"
             f"<pre>{_short(problem.request.prefix)}</pre>{after}{answers}{known}</details>"
         )
@@ -172,7 +183,15 @@ def _verdict(sample: Sample) -> str:
         scores = ", ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in sample.scores.items())
         return f'<span class="{"good" if sample.scores.get("exact_match") else "bad"}">{scores}</span>'
     detail = f": {escape(verdict.detail)}" if verdict.detail else ""
-    return f'<span class="{"good" if verdict.passed else "bad"}">{verdict.kind}</span>{detail}'
+    color = "good" if verdict.passed else "part" if verdict.held else "bad"
+    shown = [("input", verdict.input), ("expected", verdict.expected), ("found", verdict.found)]
+    rows = [(name, text) for name, text in shown if text]
+    table = _table([[name for name, _ in rows], [text for _, text in rows]]) if rows else ""
+    return f'<span class="{color}">{verdict.kind}</span>{detail}{table}'
+
+
+def _color(share: float | None) -> str:
+    return "bad" if not share else "good" if share == 1 else "part"
 
 
 def _short(text: str | None, *, end: bool = True) -> str:

@@ -1,5 +1,6 @@
 """Scores, documents and pages say what the samples say, and a page shows text without obeying it."""
 
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -145,3 +146,14 @@ def test_a_result_says_where_and_when_it_was_made():
     assert found["isolation"]["holds"]["files"] == ("landlock",)
     assert result(["p"], samples_sha256="ab").document()["recipe"] is None
     assert result(["p"], samples_sha256="ab").about.fingerprint != result(["p"]).about.fingerprint
+
+
+def test_a_page_tells_part_from_whole_and_shows_what_a_failed_test_saw():
+    found = result(["pppp", "pfff", "ffff"])
+    seen = Verdict("assertion", "no", 0.0, "add(1, <b>)", "3", "4")
+    samples = (*found.samples[:-1], replace(found.samples[-1], text="other", verdict=seen))
+    shown = page([replace(found, samples=samples)])
+    assert '<span class="good">100.0</span>' in shown
+    assert '<span class="part">25.0</span>' in shown and '<span class="bad">0.0</span>' in shown
+    assert 'data-state="partly assertion"' in shown and "assertion (7)" in shown
+    assert "add(1, &lt;b&gt;)" in shown and "<th>expected</th><th>found</th>" in shown
