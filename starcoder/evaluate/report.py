@@ -154,7 +154,8 @@ def _problems(results: Sequence[Result], differences: Sequence[Difference]) -> l
         )
         rows.append(
             f'<details id="{_anchor(problem.id, base)}" data-name="{escape(problem.id.lower())}"'
-            f' data-state="{" ".join([state, *sorted(kinds)])}{" flip" if problem.id in flipped else ""}">'
+            f' data-kinds="{" ".join(sorted(kinds))}"'
+            f' data-state="{state}{" flip" if problem.id in flipped else ""}">'
             f"<summary><code>{escape(problem.id)}</code> <span class=right>{marks}</span></summary>"
             f"<pre>{_short(problem.request.prefix)}</pre>{after}{answers}{known}</details>"
         )

@@ -155,5 +155,5 @@ def test_a_page_tells_part_from_whole_and_shows_what_a_failed_test_saw():
     shown = page([replace(found, samples=samples)])
     assert '<span class="good">100.0</span>' in shown
     assert '<span class="part">25.0</span>' in shown and '<span class="bad">0.0</span>' in shown
-    assert 'data-state="partly assertion"' in shown and "assertion (7)" in shown
+    assert 'data-kinds="assertion" data-state="partly"' in shown and "assertion (7)" in shown
     assert "add(1, &lt;b&gt;)" in shown and "<th>expected</th><th>found</th>" in shown
