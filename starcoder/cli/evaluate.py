@@ -80,7 +80,7 @@ def _results(
     output: Path | None,
 ) -> Iterator["Result"]:
     """Each task with each model. One sandbox serves them all, one model is in memory at a time."""
-    from starcoder.evaluate import repository_tests
+    from starcoder.evaluate import repository_tests, samples
     from starcoder.evaluate.results import About
     from starcoder.evaluate.tasks import MY_REPO, find
 
@@ -108,6 +108,7 @@ def _results(
                 limit=settings.limit,
                 quantize=variant.quantize or "none",
                 dtype=models.dtype(recipe),
+                samples_sha256="" if settings.samples is None else samples.sha256(settings.samples),
             )
             yield _result(about, problems, max_tokens, settings, models, variant, judge, output)
 
@@ -139,9 +140,9 @@ def _result(
             nothing = Verdict("unavailable", f"no tool-chain for {_language(asked[0])}")
             judged = [samples.Sample(problem=one.id, text="", verdict=nothing) for one in asked]
         elif settings.samples is not None:
-            judged = run.judge_samples(asked, samples.read(settings.samples), judge, progress=progress)
-            if log is not None:
-                samples.write(log, judged)
+            given = samples.read(settings.samples, [problem.id for problem in asked])
+            is_partial = settings.judge.partial
+            judged = run.judge_samples(asked, given, judge, is_partial=is_partial, log=log, progress=progress)
         else:
             generator = models.generator(variant, about.recipe)
             judged = run.run(asked, generator, judge, log=log, progress=progress)
@@ -151,6 +152,8 @@ def _result(
         samples=tuple(judged),
         isolation=judge.isolation if judge is not None and is_executed else None,
         seconds=perf_counter() - start,
+        ks=settings.judge.k,
+        accepts_unconfirmed=settings.judge.accept_unconfirmed,
     )
 
 
@@ -229,7 +232,7 @@ def _own_problems(settings: EvaluateSettings, stack: ExitStack, packages: Mutabl
 
 def _sandbox(settings: EvaluateSettings, stack: ExitStack, packages: MutableSequence[Path]) -> "Sandbox":
     from starcoder.evaluate.sandbox.pool import Sandbox
-    from starcoder.evaluate.sandbox.verdicts import GUARANTEES, Limits
+    from starcoder.evaluate.sandbox.verdicts import Limits
 
     limits = Limits()
     if settings.test_command is not None:
@@ -242,8 +245,8 @@ def _sandbox(settings: EvaluateSettings, stack: ExitStack, packages: MutableSequ
             workers=settings.judge.workers,
             limits=limits,
             driver=settings.judge.sandbox,
-            packages=packages,
-            accept_missing=GUARANTEES if settings.judge.allow_unsafe_sandbox else (),
+            packages=[*packages, *settings.judge.package],
+            accept_missing=settings.judge.accept_missing,
         )
     )
     if sandbox.isolation.missing:

@@ -4,7 +4,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -95,6 +95,7 @@ class Models:
                 model=settings.model or "",
                 api_key=os.environ.get("OPENAI_API_KEY", ""),
                 concurrency=settings.concurrency,
+                cut=_cut,
             )
             return endpoint.named()
         return _Lazy(self, variant, recipe.dtype)
@@ -115,6 +116,30 @@ class _Lazy:
 
     def generate(self, requests: Sequence["CompletionRequest"]) -> Iterator["Chunk"]:
         return self._models.load(self._variant, self._dtype).generate(requests)
+
+
+class _Whole:
+    """A decoder of one token, which is a whole answer."""
+
+    def __init__(self, text: str):
+        self._text = text
+
+    def push(self, token: int) -> str:
+        return self._text
+
+    def flush(self) -> str:
+        return ""
+
+
+def _cut(request: "CompletionRequest", text: str) -> str:
+    """The text up to where this package's engine would have ended it."""
+    from starcoder.engine.stopping import CursorContext, Stopper
+
+    sampling = replace(request.sampling, max_tokens=2, stop_ids=())
+    cursor = CursorContext(before=request.prefix, after=request.suffix)
+    stopper = Stopper(sampling, _Whole(text), cursor=cursor)
+    first = stopper.push(0)
+    return first.text if first.finish_reason is not None else first.text + stopper.end("length")
 
 
 def _load(settings: EvaluateSettings, variant: Variant, dtype: str | None) -> "Model":

@@ -45,8 +45,17 @@ class JudgeSettings:
     """Run the code that the model writes, in a sandbox; without this flag nothing is run."""
     sandbox: Literal["namespaces", "docker", "podman"] = "namespaces"
     """Isolation of the programs from this machine."""
-    allow_unsafe_sandbox: bool = False
-    """Run programs even if network or files cannot be isolated."""
+    accept_missing: tuple[str, ...] = ()
+    """Guarantee to do without if this machine cannot give it: network, files, signals, memory, disk, cpu-time
+    or processes. Otherwise the sandbox refuses to start."""
+    accept_unconfirmed: bool = False
+    """Count a success in the candidate's own process, where it could be forged, as a pass."""
+    package: tuple[Path, ...] = ()
+    """Folder of Python packages that programs may import, such as a site-packages with NumPy."""
+    k: tuple[int, ...] = (1, 10, 100)
+    """The k of pass@k; those above the number of samples are left out."""
+    partial: bool = False
+    """With --samples: score the problems that have a sample; otherwise a missing one is an error."""
     workers: int | None = None
     """Number of programs that run at the same time; the number of cores by default."""
     timeout_s: float | None = None
@@ -54,6 +63,8 @@ class JudgeSettings:
 
     def __post_init__(self) -> None:
         _need_positive(self, "workers")
+        if not self.k or min(self.k) < 1:
+            raise ConfigError(f"k is {', '.join(map(str, self.k)) or 'empty'}; expected numbers from 1")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -74,6 +74,21 @@ def test_known_solutions_score_all(walls, capsys, tmp_path):
     assert json.loads(found)["results"][0]["pass@1"] == 1.0
 
 
+def test_an_answer_of_a_server_is_cut_where_the_engine_would_end_it():
+    from starcoder.cli.evaluating import _cut
+    from starcoder.request import CompletionRequest, SamplingParams
+
+    def cut(text, **sampling):
+        return _cut(
+            CompletionRequest(prefix="def f():\n    x = 1", sampling=SamplingParams(**sampling)), text
+        )
+
+    assert cut("a\nb\nc\n", max_lines=2).rstrip("\n") == "a\nb"
+    assert cut("\n    y = 2\nz = 3\n", min_indent=4).rstrip() == "\n    y = 2"
+    assert cut("a###b", stop=("###",)) == "a"
+    assert cut("a\nb") == "a\nb"
+
+
 def test_quantized_models_stand_side_by_side(walls, capsys):
     found = json.loads(run(capsys, *RUNS, "--quantize", "none,int8", "--json"))
     assert [result["quantize"] for result in found["results"]] == ["none", "int8"]
@@ -153,6 +168,7 @@ def test_the_list_names_every_task_and_recipe(capsys):
         (["starter", "--allow-code-execution", "--recipe", "x"], "no recipe 'x'"),
         (["starter", "--allow-code-execution", "--quantize", "int3"], "quantize is 'int3'"),
         (["starter", "--limit", "0"], "limit is 0"),
+        (["starter", "--k", "0"], "k is 0"),
         (["starter,humaneval", "--allow-code-execution", "--samples", "a"], "belong to one task"),
         (["starter", "--endpoint", "http://x", "--compare", "y"], "--endpoint asks one server"),
     ],
