@@ -58,7 +58,7 @@ def test_a_run_prints_its_score_and_leaves_its_files(walls, capsys, tmp_path):
     assert "<h2>starter</h2>" in (tmp_path / "report.html").read_text()
 
     again = json.loads(run(capsys, *RUNS, "--output", str(tmp_path), "--json"))
-    same = {"seconds": 0, "isolation": 0}
+    same = {"seconds": 0, "isolation": 0, "environment": 0}
     assert again["results"][0] | same == result | same
     assert "belongs to a run with other options" in refused(
         capsys, *RUNS, "--output", str(tmp_path), "--seed", "1"
