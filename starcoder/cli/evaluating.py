@@ -124,8 +124,8 @@ class _Whole:
     def __init__(self, text: str):
         self._text = text
 
-    def push(self, token: int) -> str:
-        return self._text
+    def push(self, token: int, skip: int = 0) -> str:
+        return self._text[skip:]
 
     def flush(self) -> str:
         return ""
