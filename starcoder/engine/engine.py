@@ -365,7 +365,7 @@ class Engine:
             rules=request.postprocess or (),
         )
         stopper = Stopper(params, self._tokenizer.stream(), end_ids=prompt.end_ids, cursor=cursor)
-        draw = Draw(params, live.seed, index, prompt.end_ids | set(params.stop_ids))
+        draw = Draw(params, live.seed, index, end_ids=prompt.end_ids | set(params.stop_ids))
         if params.grammar is not None:
             draw.constraint = self._intake.grammars.constraint(params.grammar)
         if live.prepared.text_to_heal:

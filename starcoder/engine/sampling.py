@@ -27,12 +27,12 @@ class Draw:
     params: SamplingParams
     seed: int
     index: int = 0  # which of the request's n samples
-    end_ids: frozenset[int] = frozenset()  # that would end the sample; see `min_tokens`
     num_drawn: int = 0
     counts_V: Tensor | None = None  # how often each token was generated
     seen_V: Tensor | None = None  # whether each token is in the prompt or was generated
     constraint: Constraint | None = None  # what a grammar allows next
     healing: Healing | None = None  # the end of the prompt, while it is not spelled again
+    end_ids: frozenset[int] = frozenset()  # that would end the sample; see `min_tokens`
     num_healed: int = 0  # drawn tokens that spelled nothing else; they are the prompt's
 
     @property

@@ -215,6 +215,20 @@ def _to_ids(value: object) -> list[int]:
     return _check_ids(value)
 
 
+def _to_biases(value: object) -> object:
+    """OpenAI's `{"50256": -100}`, or llama.cpp's pairs, in which false bars a token."""
+    if isinstance(value, dict):
+        value = list(value.items())
+    if not isinstance(value, list):
+        return value
+    return [
+        [one[0], -100 if one[1] is False else one[1]]
+        if isinstance(one, list | tuple) and len(one) == 2
+        else one
+        for one in value
+    ]
+
+
 def _to_mixed(value: object) -> str | list[int | str]:
     return value if isinstance(value, str) else _check_ids(value, str)
 
@@ -262,14 +276,22 @@ Postprocess = Annotated[tuple[PostprocessRule, ...], BeforeValidator(_to_rules)]
 
 # Fields of `SamplingParams` that the dialects spell in forms of their own.
 _OTHER_FORMS = ("logprobs", "grammar")
-_TYPES: dict[str, Any] = {"stop": Annotated[tuple[str, ...], BeforeValidator(_to_list)]}
+_TYPES: dict[str, Any] = {
+    "stop": Annotated[tuple[str, ...], BeforeValidator(_to_list)],
+    "logit_bias": Annotated[tuple[tuple[int, float], ...], BeforeValidator(_to_biases)],
+}
+_ALIASES = {"stop_ids": ("stop_token_ids",), "include_stop": ("include_stop_str_in_output",)}  # vLLM's names
 
 
 def _sampling_fields() -> dict[str, Any]:
     """Every other field of `SamplingParams`: its type, and no value where a request names none."""
     types = get_type_hints(SamplingParams)
     names = [field.name for field in fields(SamplingParams) if field.name not in _OTHER_FORMS]
-    return {name: (_TYPES.get(name, types[name]) | None, None) for name in names}
+    defaults = {
+        name: Field(default=None, validation_alias=AliasChoices(name, *others))
+        for name, others in _ALIASES.items()
+    }
+    return {name: (_TYPES.get(name, types[name]) | None, defaults.get(name)) for name in names}
 
 
 if TYPE_CHECKING:
@@ -290,6 +312,9 @@ class CompletionFields(SamplingFields):
     """What every request for a completion may say: `SamplingParams` and what to complete."""
 
     layout: Layout = "auto"
+    heal: bool = Field(
+        default=True, description="generate the tokens at the cursor again, so that text joins"
+    )
     path: str | None = Field(default=None, description="of the file being completed")
     repo: str | None = None
     extras: tuple[File, ...] = Field(default=(), description="other files that the model is shown")
@@ -350,6 +375,7 @@ class CompletionFields(SamplingFields):
             repo=self.repo,
             extras=tuple(ContextFile(path=file.path, text=file.text) for file in self.extras),
             layout=self.layout,
+            heal=self.heal,
             sampling=params,
             session=self.session,
             priority=self.priority,

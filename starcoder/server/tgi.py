@@ -91,6 +91,7 @@ def read_generate(
         _check(body, stream, info)
         if "_has_no_parameters" in data:
             options = options.model_copy(update={"do_sample": True})
+        options = options.model_copy(update={"heal": False})  # TGI does not
     params = _params(options, stream, info)
     text = _truncated(body.inputs, options.truncate, info)
     request = options.prompt_request(text, params, info)

@@ -24,8 +24,9 @@ def model(folder):
 
 
 def test_streamed_pieces_are_the_completion(model):
-    whole = model.complete("def add(a, b):\n", max_tokens=20, ignore_eos=True)
-    pieces = list(model.stream("def add(a, b):\n", max_tokens=20, ignore_eos=True))
+    # Unhealed: a healed completion's first token may begin in the prompt, see test_healing.py.
+    whole = model.complete("def add(a, b):\n", max_tokens=20, ignore_eos=True, heal=False)
+    pieces = list(model.stream("def add(a, b):\n", max_tokens=20, ignore_eos=True, heal=False))
     assert "".join(piece.text for piece in pieces) == whole.text == model.tokenizer.decode(whole.tokens)
     assert len(whole.tokens) == 20 and pieces[-1].finish_reason == "length"
 

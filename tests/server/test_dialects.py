@@ -188,8 +188,12 @@ def test_to_the_end_of_the_context(idle):
 
 def test_metrics_count_under_both_names(start):
     with start() as running:
-        running.post("/v1/completions", {"prompt": "def f", "max_tokens": 5, "ignore_eos": True})
-        running.post("/v1/completions", {"prompt": "def f", "max_tokens": 5, "ignore_eos": True})
+        running.post(
+            "/v1/completions", {"prompt": "def f", "max_tokens": 5, "ignore_eos": True, "heal": False}
+        )
+        running.post(
+            "/v1/completions", {"prompt": "def f", "max_tokens": 5, "ignore_eos": True, "heal": False}
+        )
         running.post("/v1/completions", {"prompt": 1})
         running.wait_until_idle()
         text = running.http.get("/metrics").text
@@ -300,6 +304,7 @@ def test_every_sampling_field_exists_once_and_reaches_every_dialect():
 
 def test_a_malformed_prompt_is_mended_and_a_trusted_one_is_not(start):
     wrong = {"prompt": "<file_sep>p.py\n<fim_prefix>a = <fim_suffix>\nb\n<fim_middle>", "max_tokens": 2}
+    wrong["layout"] = "psm"
     with start() as running:
         mended = running.post("/v1/fim/render", wrong).json()
     with start(trust_prompts=True) as running:
@@ -316,6 +321,21 @@ def test_a_prompt_in_another_familys_sentinels_is_rebuilt_for_the_model(start, n
     else:
         text = f"{row.suf}\nb\n{row.pre}a = {row.mid or ''}"
     with start() as running:
-        rebuilt = running.post("/v1/fim/render", {"prompt": text, "max_tokens": 2}).json()
+        rebuilt = running.post("/v1/fim/render", {"prompt": text, "max_tokens": 2, "layout": "psm"}).json()
     assert rebuilt["text"].startswith("<fim_prefix>a =")
     assert rebuilt["text"].endswith("<fim_suffix>\nb\n<fim_middle>")
+
+
+def test_ends_and_biases_are_read_in_every_form(idle):
+    """vLLM's names, OpenAI's object and llama.cpp's pairs; `heal` is a switch."""
+    free = idle.post("/v1/completions", {"prompt": "def f", "max_tokens": 3, "ignore_eos": True}).json()
+    for bias in ({"40": 100}, [[40, 100], [41, False]]):
+        body = {"prompt": "def f", "max_tokens": 3, "ignore_eos": True, "heal": False, "logit_bias": bias}
+        biased = idle.post("/v1/completions", body).json()["choices"][0]["text"]
+        assert len(set(biased)) == 1 and biased != free["choices"][0]["text"]
+    body = {"prompt": "def f", "max_tokens": 9, "stop": [biased[:2]], "logit_bias": bias, "heal": False}
+    kept = idle.post("/v1/completions", body | {"include_stop_str_in_output": True}).json()
+    assert kept["choices"][0]["text"] == biased[:2]
+    ended = idle.post("/v1/completions", body | {"stop": [], "stop_token_ids": [40]}).json()
+    assert ended["choices"][0]["text"] == ""
+    assert idle.post("/v1/completions", body | {"logit_bias": {"x": 1}}).status_code == 400
