@@ -64,7 +64,8 @@ def process():
     command = [sys.executable, "-m", "starcoder", "serve", *options]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
         try:
-            yield process, re.search(r"http://\S+", process.stderr.readline())[0]
+            lines = (re.search(r"http://\S+", line) for line in process.stderr)
+            yield process, next(match[0] for match in lines if match)
         finally:
             process.kill()
 
