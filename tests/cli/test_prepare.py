@@ -42,7 +42,7 @@ def test_a_terminal_sees_the_stages_and_a_pipe_does_not(tmp_path, capsys, monkey
         (["."], "there is no folder to write to"),
         (["-o", "x"], "there is nothing to prepare"),
         (["--explain", "nowhere"], "'nowhere' holds no prepared dataset"),
-        ([".", "-o", "x", "--languages", "python"], "there is no language 'python'"),
+        ([".", "-o", "x", "--languages", "pythn"], "there is no language 'pythn'"),
         ([".", "-o", "x", "--skip-filter", "none"], "there is no filter 'none'"),
     ],
 )
