@@ -113,6 +113,10 @@ def test_arguments_are_copies_and_tests_that_look_at_a_change_are_not_confirmed(
         ("f = (x * x for x in range(3))", "assert list(f) == [0, 1, 4]"),
         ("def f(): return map(str, [1, 2])", "assert list(f()) == ['1', '2']"),
         ("f = int", "assert f('12') == 12"),
+        ("import re\ndef f(s): return re.search('(?P<a>x+)(y)?', s)",
+         "m = f('oxx')\nassert m and m.group() == m['a'] == 'xx' and m.span() == (1, 3)\n"
+         "assert m.groups() == ('xx', None) and m.groupdict('') == {'a': 'xx'} and m.end(2) == -1\n"
+         "assert m.group(1, 2) == ('xx', None) and not f('o') and m != f('oxx')"),
         ("class Node:\n  def __init__(self, v): self.v = v\ndef value(node): return node.v",
          "assert value(Node(3)) == 3"),
     ],

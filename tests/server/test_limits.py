@@ -96,6 +96,7 @@ class Probe:
         self._thread.join()
 
 
+@pytest.mark.slow  # a bound on wall time: beside other test processes it measures them
 @pytest.mark.parametrize("name", HEAVY)
 def test_health_answers_while_a_request_runs(process, name):
     _, url = process

@@ -17,6 +17,7 @@ import struct
 import types
 from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
 from functools import lru_cache
@@ -212,6 +213,11 @@ _ENCODERS: dict[type, Callable[[Any, Callable[[object, bool], int]], object]] = 
     deque: lambda v, lend: {"deque": [v.maxlen, [encode(item, lend) for item in v]]},
     Counter: lambda v, lend: {"counter": _pairs(v.items(), lend)},
     OrderedDict: lambda v, lend: {"ordered": _pairs(v.items(), lend)},
+    re.Match: lambda v, lend: (
+        {"match": [v.string, [list(span) for span in v.regs], list(map(list, v.re.groupindex.items()))]}
+        if type(v.string) is str
+        else {"object": lend(v, False)}
+    ),
     defaultdict: lambda v, lend: {
         "defaultdict": [_TYPE_NAMES.get(v.default_factory), _pairs(v.items(), lend)]
     },
@@ -347,6 +353,18 @@ class Reader:
         length, items = _list(content, 2)
         return deque(self._items_of(items), None if length is None else _integers([length])[0])
 
+    def _match(self, content: object) -> object:
+        string, spans, names = _list(content, 3)
+        spans = tuple((first, last) for first, last in (_integers(_list(span, 2)) for span in _list(spans)))
+        groups = {name: _integers([number])[0] for name, number in (_list(pair, 2) for pair in _list(names))}
+        if type(string) is not str or not all(type(name) is str for name in groups):
+            raise ValueError("expected a text and named groups")
+        if not spans or not all(-1 <= first <= last <= len(string) for first, last in spans):
+            raise ValueError("a span is outside of the text")
+        if not all(0 < number < len(spans) for number in groups.values()):
+            raise ValueError("a name has no group")
+        return FoundMatch(string, spans, groups)
+
     def _counter(self, content: object) -> object:
         counts: Any = dict(self._pairs_of(content))
         return Counter(counts)
@@ -395,9 +413,42 @@ _FORMS: Final = frozenset(
     (
         "int", "tuple", "tuples", "set", "frozenset", "dict", "keys", "values", "items", "bytes", "bytearray",
         "complex", "range", "decimal", "fraction", "type", "date", "time", "datetime", "timedelta", "deque",
-        "counter", "ordered", "defaultdict", "record", "array", "object", "iterator",
+        "counter", "ordered", "defaultdict", "match", "record", "array", "object", "iterator",
     )
 )  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class FoundMatch:
+    """What a candidate's `re.Match` found: like one, it is true, and equal only to itself."""
+
+    string: str
+    regs: tuple[tuple[int, int], ...]
+    _names: dict[str, int]
+
+    def span(self, group: int | str = 0) -> tuple[int, int]:
+        return self.regs[self._names[group] if isinstance(group, str) else group]
+
+    def start(self, group: int | str = 0) -> int:
+        return self.span(group)[0]
+
+    def end(self, group: int | str = 0) -> int:
+        return self.span(group)[1]
+
+    def __getitem__(self, group: int | str) -> str | None:
+        first, last = self.span(group)
+        return None if first < 0 else self.string[first:last]
+
+    def group(self, *groups: int | str) -> str | tuple[str | None, ...] | None:
+        found = tuple(self[group] for group in groups or (0,))
+        return found[0] if len(found) == 1 else found
+
+    def groups(self, default: str | None = None) -> tuple[str | None, ...]:
+        found = (self[number] for number in range(1, len(self.regs)))
+        return tuple(default if text is None else text for text in found)
+
+    def groupdict(self, default: str | None = None) -> dict[str, str | None]:
+        return {name: default if self[name] is None else self[name] for name in self._names}
 
 
 @lru_cache(maxsize=64)
